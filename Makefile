@@ -1,0 +1,59 @@
+# Every target makes .venv in this checkout, with an editable install, when it is missing or stale.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+RECIPE := setup.cfg pyproject.toml constraints.txt
+
+.PHONY: help demo test test-fast test-torch-only lint format check coverage build clean
+
+help:  ## what there is to make
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/	/' | expand -t 18
+
+demo: .venv/.demo  ## train on handwritten recipes, print the table, draw alignment.png
+	$(BIN)/python -m examples.handwritten_howto
+
+test: .venv/.dev  ## every test
+	$(BIN)/python -m pytest
+
+test-fast: .venv/.dev  ## every test but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-torch-only: .venv-torch-only/.done  ## the tests with torch alone, no optional package
+	.venv-torch-only/bin/python -m pytest -m "not slow"
+
+lint: .venv/.dev  ## format, lint and types, changing nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: .venv/.dev  ## format, and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: lint test  ## what must be green before a change lands
+
+coverage: .venv/.dev  ## every test, and the lines that none of them reaches
+	$(BIN)/python -m pytest --cov --cov-report=term-missing
+
+build: .venv/.dev  ## sdist and wheel in dist/
+	$(BIN)/python -m build
+
+clean:  ## remove what the targets made
+	rm -rf .venv .venv-torch-only build dist *.egg-info .pytest_cache .ruff_cache .coverage alignment.png
+
+.venv/.demo: $(RECIPE)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[examples]'
+	touch $@
+
+.venv/.dev: $(RECIPE)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install --quiet --constraint constraints.txt \
+		--editable '.[dev,pot,geomloss,keops,triton,plot,examples]'
+	touch $@ .venv/.demo
+
+.venv-torch-only/.done: $(RECIPE)
+	$(PYTHON) -m venv --clear .venv-torch-only
+	.venv-torch-only/bin/pip --disable-pip-version-check install --quiet \
+		--constraint constraints.txt --editable . pytest
+	touch $@

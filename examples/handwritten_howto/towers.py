@@ -1,0 +1,28 @@
+"""A small video tower and a small text tower, trained from scratch."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from examples.handwritten_howto.corpus import VOCABULARY, Corpus
+
+
+class Towers(nn.Module):
+    """One token for each frame and each word, of a common width D."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.video = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32 * 4 * 4, width),
+        )
+        self.text = nn.Embedding(VOCABULARY, width, padding_idx=0)
+
+    def forward(self, corpus: Corpus) -> tuple[Tensor, Tensor]:
+        """Frame tokens (B, N, F, D) and word tokens (B, N, W, D)."""
+        frames = self.video(corpus.frames.flatten(0, 2)[:, None])  # (B * N * F, D)
+        return frames.unflatten(0, corpus.frame_mask.shape), self.text(corpus.words)

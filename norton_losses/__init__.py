@@ -1,0 +1,61 @@
+"""Noise-robust optimal-transport losses for long video-language learning.
+
+The data's way through the package, a file for each step::
+
+    tokens > token_similarity > prompt_bucket > sinkhorn > sequence_measures > contrastive > loss
+             Eq. (5)            Eq. (6)         Eq. (2-3)                      Eq. (4)
+
+``video_paragraph`` walks it whole; ``clip_caption`` goes from embeddings through sinkhorn to
+contrastive, Eq. (7-8); ``norton`` adds the two, Eq. (1). Rows are clips, columns are captions, and
+masks are True where valid.
+"""
+
+from norton_losses import functional, sinkhorn
+from norton_losses.clip_caption import ClipCaptionOTLoss, ClipCaptionOutput
+from norton_losses.contrastive import Temperature
+from norton_losses.norton import NortonLoss, NortonOutput
+from norton_losses.prompt_bucket import PromptBucket
+from norton_losses.sequence_measures import CaptionAverage, TransportMeasure, TransportOutput
+from norton_losses.sinkhorn import (
+    AbstractSinkhorn,
+    POTSinkhorn,
+    Support,
+    TorchSinkhorn,
+    TransportPlan,
+    TransportProblem,
+)
+from norton_losses.token_similarity import (
+    AbstractTokenSimilarity,
+    MaxSimilarity,
+    MeanSimilarity,
+    SoftMaximumSimilarity,
+)
+from norton_losses.video_paragraph import NortonVideoParagraphLoss, VideoParagraphOutput
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AbstractSinkhorn",
+    "AbstractTokenSimilarity",
+    "CaptionAverage",
+    "ClipCaptionOTLoss",
+    "ClipCaptionOutput",
+    "MaxSimilarity",
+    "MeanSimilarity",
+    "NortonLoss",
+    "NortonOutput",
+    "NortonVideoParagraphLoss",
+    "POTSinkhorn",
+    "PromptBucket",
+    "SoftMaximumSimilarity",
+    "Support",
+    "Temperature",
+    "TorchSinkhorn",
+    "TransportMeasure",
+    "TransportOutput",
+    "TransportPlan",
+    "TransportProblem",
+    "VideoParagraphOutput",
+    "functional",
+    "sinkhorn",
+]

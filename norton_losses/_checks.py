@@ -1,0 +1,102 @@
+"""Errors that name the rule, what was received, and the remedy; all of them before any work.
+
+Only shapes, dtypes, devices and Python numbers are read here: looking at a tensor's values
+would make a training step wait for the GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_floating(name: str, tensor: Tensor, layout: str) -> None:
+    """A floating tensor with the dimensions of ``layout``, such as (B, N, D), none of them empty.
+
+    A layout that begins with ``...`` allows any number of dimensions in its place.
+    """
+    if not isinstance(tensor, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"{name} must be a torch.Tensor of shape {layout}, got {type(tensor).__name__}; "
+            "convert it with torch.as_tensor"
+        )
+    letters = [letter for letter in layout.strip("()").split(",") if letter]
+    leading = letters[0] == "..."
+    rank = len(letters) - leading
+    if tensor.dim() < rank if leading else tensor.dim() != rank:
+        raise ValueError(
+            f"{name} must have {'at least ' if leading else ''}{rank} dimensions {layout}, got "
+            f"shape {tuple(tensor.shape)}; add or merge dimensions with unsqueeze or flatten"
+        )
+    if not tensor.is_floating_point():
+        raise TypeError(
+            f"{name} must be a floating tensor, got {tensor.dtype}; call .float() on it"
+        )
+    if tensor.numel() == 0:
+        raise ValueError(
+            f"{name} must have no empty dimension in {layout}, got shape {tuple(tensor.shape)}; "
+            "skip empty batches, and mark absent entries in a mask instead of removing all of them"
+        )
+
+
+def check_mask(name: str, mask: Tensor, shape: Sequence[int], like: Tensor) -> None:
+    """A bool tensor of exactly ``shape`` on the device of ``like``."""
+    if not isinstance(mask, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"{name} must be a bool torch.Tensor, got {type(mask).__name__}")
+    if mask.dtype != torch.bool:
+        raise TypeError(
+            f"{name} must be a bool tensor with True where valid, got {mask.dtype}; "
+            "write mask.bool(), or mask == 0 if it marks padding with 1"
+        )
+    check_shape(name, mask, shape)
+    check_device(name, mask, like)
+
+
+def check_group_ids(name: str, group_ids: Tensor, shape: Sequence[int], like: Tensor) -> None:
+    """An integer tensor of exactly ``shape`` on the device of ``like``."""
+    if group_ids.is_floating_point() or group_ids.is_complex():
+        raise TypeError(
+            f"{name} must be an integer tensor, got {group_ids.dtype}; "
+            "number the groups and call .long() on it"
+        )
+    check_shape(name, group_ids, shape)
+    check_device(name, group_ids, like)
+
+
+def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(
+            f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}; "
+            "it follows the layout of the tensor that it describes"
+        )
+
+
+def check_device(name: str, tensor: Tensor, like: Tensor) -> None:
+    if tensor.device != like.device:
+        raise ValueError(
+            f"{name} must be on {like.device} like the other inputs, got {tensor.device}; "
+            f"move it with .to({str(like.device)!r})"
+        )
+
+
+def check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite number above 0, got {value}")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a finite number, 0 or above, got {value}")
+
+
+def check_fraction(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")

@@ -1,0 +1,96 @@
+"""Arithmetic that stays finite, in value and gradient, where plain arithmetic would not.
+
+Absent entries are handled by mask, never by large constants, so that -inf never meets -inf.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+
+class _UpCast(torch.autograd.Function):
+    """Half precision to float32; the gradient saturates at the half dtype's largest number."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = tensor.dtype
+        return tensor.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        bound = torch.finfo(ctx.dtype).max
+        return grad_outputs[0].clamp(-bound, bound).to(ctx.dtype), None
+
+
+def working_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """The common dtype of the given tensors, float32 at least."""
+    dtype = torch.float32
+    for tensor in tensors:
+        if tensor is not None:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+@overload
+def up_cast(tensor: Tensor, dtype: torch.dtype) -> Tensor: ...
+@overload
+def up_cast(tensor: None, dtype: torch.dtype) -> None: ...
+def up_cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """``tensor`` in the working dtype, with a gradient that cannot overflow on its way back."""
+    if tensor is None or tensor.dtype == dtype:
+        return tensor
+    if tensor.dtype.itemsize < 4:
+        return _UpCast.apply(tensor, dtype)  # pyright: ignore
+    return tensor.to(dtype)
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """Switch autocast off: inside it, matrix products would be rounded to 8 or 11 bits."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
+def unit(vectors: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Divide the last dimension by its Euclidean norm; zero and masked vectors become zero.
+
+    Their gradient is zero as well, and what a masked vector held (NaN included) has no effect.
+    """
+    if mask is not None:
+        vectors = vectors.masked_fill(~mask[..., None], 0)
+    # Direction does not depend on scale, so the scale is a constant here: squares of entries near
+    # the dtype's limits would otherwise leave its range.
+    largest = vectors.detach().abs().amax(-1, keepdim=True)
+    nonzero = largest > torch.finfo(vectors.dtype).tiny
+    scaled = vectors.masked_fill(~nonzero, 0) / largest.masked_fill(~nonzero, 1)
+    norm = scaled.square().sum(-1, keepdim=True).masked_fill(~nonzero, 1).sqrt()
+    return scaled / norm
+
+
+def masked_mean(values: Tensor, mask: Tensor, dim: int) -> Tensor:
+    """Mean over the valid entries of ``dim``; zero where there are none."""
+    total = values.masked_fill(~mask, 0).sum(dim)
+    return total / mask.sum(dim).clamp(min=1)
+
+
+def masked_logsumexp(values: Tensor, mask: Tensor, dim: int) -> Tensor:
+    """Log-sum-exp over the valid entries of ``dim``; zero where there are none."""
+    empty = ~mask.any(dim, keepdim=True)
+    kept = values.masked_fill(~(mask | empty), -torch.inf)
+    return kept.logsumexp(dim).masked_fill(empty.squeeze(dim), 0)
+
+
+def masked_amax(values: Tensor, mask: Tensor, dim: int) -> Tensor:
+    """Largest valid entry along ``dim``; zero where there are none."""
+    empty = ~mask.any(dim, keepdim=True)
+    kept = values.masked_fill(~(mask | empty), -torch.inf)
+    return kept.amax(dim).masked_fill(empty.squeeze(dim), 0)
+
+
+def masked_log_softmax(logits: Tensor, mask: Tensor, dim: int) -> Tensor:
+    """Log-softmax over the valid entries of ``dim``; zero at every other entry."""
+    empty = ~mask.any(dim, keepdim=True)
+    kept = logits.masked_fill(~mask, -torch.inf).masked_fill(empty, 0)
+    return kept.log_softmax(dim).masked_fill(~mask, 0)

@@ -1,0 +1,155 @@
+"""From scores to a loss: symmetric cross-entropy at a temperature, Eq. (4) and (8)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from norton_losses._checks import check_floating, check_mask, check_shape
+from norton_losses._numerics import masked_log_softmax, up_cast, working_dtype
+
+COLDEST, HOTTEST = 0.01, 1.0  # the temperatures allowed
+
+
+def symmetric_cross_entropy(
+    logits: Tensor,
+    targets: Tensor | None = None,
+    *,
+    anchors: Tensor | None = None,
+    candidates: Tensor | None = None,
+) -> Tensor:
+    r"""Cross-entropy along the rows plus cross-entropy along the columns.
+
+    .. math:: -\frac1K \sum_{ij} T_{ij} \big[ \log \mathrm{softmax}_j(l_{i \cdot})_j
+              + \log \mathrm{softmax}_i(l_{\cdot j})_i \big]
+
+    Args:
+        logits: l (K, K), floating. What lies outside ``candidates`` may be anything finite.
+        targets: T (K, K), floating, not negative; None is the identity.
+        anchors: (K,), bool, the rows and columns that the mean runs over; None means all.
+        candidates: (K, K), bool, the cells that the softmaxes see; None means all. The target of
+            every other cell counts as 0.
+
+    Returns:
+        (), float32 or wider; 0 with zero gradients where there is no anchor.
+
+    Raises:
+        ValueError: logits that are not square, or other shapes that differ from theirs.
+
+    Source: Eq. (4) and (8) of Lin et al., ICLR 2024, as a mean over the batch.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses.functional import symmetric_cross_entropy
+        >>> symmetric_cross_entropy(torch.zeros(4, 4)) / 2      # log(4), once in each direction
+        tensor(1.3863)
+    """
+    check_square("logits", logits)
+    if targets is not None:
+        check_floating("targets", targets, "(K, K)")
+        check_shape("targets", targets, logits.shape)
+    if anchors is None:
+        anchors = logits.new_ones(len(logits), dtype=torch.bool)
+    if candidates is None:
+        candidates = torch.ones_like(logits, dtype=torch.bool)
+    check_mask("anchors", anchors, logits.shape[:1], logits)
+    check_mask("candidates", candidates, logits.shape, logits)
+
+    logits = up_cast(logits, working_dtype(logits, targets))
+    log_p = masked_log_softmax(logits, candidates, 1) + masked_log_softmax(logits, candidates, 0)
+    if targets is None:
+        surprise = -log_p.diagonal()
+    else:
+        both = anchors[:, None] & anchors[None, :]
+        surprise = -(targets.masked_fill(~both, 0) * log_p).sum(-1)
+    return surprise.masked_fill(~anchors, 0).sum() / anchors.sum().clamp(min=1)
+
+
+def other_members(group_ids: Tensor) -> Tensor:
+    """(K, K): True where two different entries share their group."""
+    same = group_ids[:, None] == group_ids[None, :]
+    return same & ~torch.eye(len(group_ids), dtype=torch.bool, device=group_ids.device)
+
+
+def check_temperature(temperature: float) -> None:
+    if not COLDEST <= temperature <= HOTTEST:
+        raise ValueError(
+            f"temperature must lie in [{COLDEST}, {HOTTEST}], got {temperature}; logits are "
+            "divided by it, and 0.07 is the usual start"
+        )
+
+
+def check_square(name: str, logits: Tensor) -> None:
+    check_floating(name, logits, "(K, K)")
+    if logits.shape[0] != logits.shape[1]:
+        raise ValueError(
+            f"{name} must be square (K, K), entry i of one side matching entry i of the other, "
+            f"got {tuple(logits.shape)}"
+        )
+
+
+class _ClampWithReturn(torch.autograd.Function):
+    """Clamp whose gradient vanishes outside only where it would push further out.
+
+    With the plain clamp, a parameter that one large step carried out of bounds stays there for
+    the rest of training.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, lo: float, hi: float) -> Tensor:
+        ctx.save_for_backward(value)
+        ctx.bounds = lo, hi
+        return value.clamp(lo, hi)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (value,), (lo, hi), grad = ctx.saved_tensors, ctx.bounds, grad_outputs[0]
+        outwards = ((value > hi) & (grad < 0)) | ((value < lo) & (grad > 0))
+        return grad.masked_fill(outwards, 0), None, None
+
+
+@final
+class Temperature(nn.Module):
+    r"""The temperature of a contrastive loss, learned on a logarithmic scale.
+
+    .. math:: \tau = e^{-s}, \quad s = \mathrm{clamp}(\texttt{log\_scale}, 0, \log 100)
+
+    Calling it gives :math:`\tau` (), float32 or wider; logits are scores divided by it.
+
+    Args:
+        value: the start, in [0.01, 1], in units of the scores.
+        learnable: whether ``log_scale`` is a parameter or a buffer. Both are in ``state_dict``.
+
+    Raises:
+        ValueError: ``value`` outside [0.01, 1].
+
+    Source: the temperature of Eq. (4) of Lin et al., ICLR 2024; its clamp is the released code's.
+
+    Example:
+        >>> from norton_losses import Temperature
+        >>> temperature = Temperature(0.07)
+        >>> temperature()
+        tensor(0.0700, grad_fn=<ExpBackward0>)
+    """
+
+    log_scale: Tensor
+
+    def __init__(self, value: float = 0.07, *, learnable: bool = True) -> None:
+        super().__init__()
+        check_temperature(value)
+        log_scale = torch.tensor(-math.log(value))
+        if learnable:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
+
+    def forward(self) -> Tensor:
+        log_scale = up_cast(self.log_scale, working_dtype(self.log_scale))
+        bounds = -math.log(HOTTEST), -math.log(COLDEST)
+        return (-_ClampWithReturn.apply(log_scale, *bounds)).exp()  # pyright: ignore
+
+    def extra_repr(self) -> str:
+        return f"log_scale={self.log_scale.item():.4f}, learnable={self.log_scale.requires_grad}"

@@ -1,0 +1,21 @@
+"""The stages' functions, for models that have part of the way behind them. Nothing else."""
+
+from norton_losses.clip_caption import clip_caption_loss
+from norton_losses.contrastive import symmetric_cross_entropy
+from norton_losses.prompt_bucket import bucket_problem, bucket_threshold
+from norton_losses.sequence_measures import caption_average, entropic_score, transport_score
+from norton_losses.token_similarity import minmax, soft_maximum
+from norton_losses.video_paragraph import video_paragraph_loss
+
+__all__ = [
+    "bucket_problem",
+    "bucket_threshold",
+    "caption_average",
+    "clip_caption_loss",
+    "entropic_score",
+    "minmax",
+    "soft_maximum",
+    "symmetric_cross_entropy",
+    "transport_score",
+    "video_paragraph_loss",
+]

@@ -1,0 +1,193 @@
+"""The alignable prompt bucket, Eq. (6): one extra row and column that absorb what matches nothing.
+
+``similarity (..., N, M) -> TransportProblem (..., N+1, M+1)``
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from norton_losses._checks import check_floating, check_fraction, check_mask
+from norton_losses.sinkhorn.problem import TransportProblem, log_marginal
+
+
+def bucket_threshold(
+    similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor, ratio: float
+) -> Tensor:
+    r"""Value p of the bucket: the ``ratio`` quantile of the similarities of aligned pairs.
+
+    Among the K similarities :math:`S_{ii}` of clip i with caption i of the same sequence, both
+    valid, i < min(N, M), p is the k-th smallest with :math:`k = \max(1, \lfloor r K \rfloor)`.
+
+    Args:
+        similarity: (B, B, N, M), floating; row b, column b is video b with its own paragraph.
+        clip_mask: (B, N), bool.
+        caption_mask: (B, M), bool.
+        ratio: r in [0, 1].
+
+    Returns:
+        (), detached; 0 where no aligned pair is valid.
+
+    Raises:
+        ValueError: as many videos as paragraphs are needed, and a ratio in [0, 1].
+
+    Source: Eq. (6) of Lin et al., ICLR 2024.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses.functional import bucket_threshold
+        >>> similarity = torch.diag(torch.tensor([0.1, 0.9, 0.5, 0.7]))[None, None]
+        >>> valid = torch.ones(1, 4, dtype=torch.bool)
+        >>> bucket_threshold(similarity, valid, valid, ratio=0.5)
+        tensor(0.5000)
+    """
+    check_fraction("ratio", ratio)
+    _check(similarity, clip_mask, caption_mask)
+    if similarity.shape[0] != similarity.shape[1]:
+        raise ValueError(
+            "a bucket with a ratio needs video b aligned with paragraph b, got "
+            f"{similarity.shape[0]} videos and {similarity.shape[1]} paragraphs; use "
+            "PromptBucket(value=...), or no bucket"
+        )
+    length = min(similarity.shape[-2:])
+    own = similarity.detach().diagonal(dim1=0, dim2=1)  # (N, M, B)
+    aligned = own.diagonal(dim1=0, dim2=1).flatten()  # (B * min(N, M),)
+    valid = (clip_mask[:, :length] & caption_mask[:, :length]).flatten()
+    ranked = aligned.masked_fill(~valid, torch.inf).sort().values
+    count = valid.sum()
+    # float64, as floats of Python are: 0.3 * 10 must not become 2.9999998.
+    k = (ratio * count.double()).floor().long().clamp(min=1)
+    p = ranked.gather(0, (k - 1)[None]).squeeze(0)
+    return torch.where(count > 0, p, 0)
+
+
+def bucket_problem(
+    similarity: Tensor,
+    p: Tensor | float,
+    clip_mask: Tensor,
+    caption_mask: Tensor,
+    epsilon: float,
+) -> TransportProblem:
+    r"""Augment every similarity matrix by a bucket row, a bucket column and their corner, all p.
+
+    With n valid clips and m valid captions, each valid clip and each valid caption has mass
+    1/(n+m), the bucket row m/(n+m) and the bucket column n/(n+m): everything may go to the bucket.
+
+    Args:
+        similarity: (Bv, Bt, N, M), floating.
+        p: the value of the bucket, in units of similarity.
+        clip_mask: (Bv, N), bool.
+        caption_mask: (Bt, M), bool.
+        epsilon: strength of the entropy, in units of similarity.
+
+    Returns:
+        A problem of (N+1) x (M+1) with ``has_bucket=True``; rows are clips. Where the clips or the
+        captions are all absent there is nothing to move.
+
+    Source: Eq. (6) of Lin et al., ICLR 2024.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses.functional import bucket_problem
+        >>> valid = torch.ones(1, 2, dtype=torch.bool)
+        >>> problem = bucket_problem(torch.zeros(1, 1, 2, 2), 0.3, valid, valid, epsilon=0.1)
+        >>> problem.scores[0, 0]
+        tensor([[0.0000, 0.0000, 0.3000],
+                [0.0000, 0.0000, 0.3000],
+                [0.3000, 0.3000, 0.3000]])
+        >>> problem.log_mu.exp()
+        tensor([[[0.2500, 0.2500, 0.5000]]])
+    """
+    _check(similarity, clip_mask, caption_mask)
+    bv, bt, n, m = similarity.shape
+    scores = similarity.new_ones(bv, bt, n + 1, m + 1) * p
+    scores[..., :n, :m] = similarity
+
+    clips = clip_mask.sum(-1)[:, None].expand(bv, bt).to(scores.dtype)
+    captions = caption_mask.sum(-1)[None, :].expand(bv, bt).to(scores.dtype)
+    present = (clips > 0) & (captions > 0)
+    total = (clips + captions).clamp(min=1)
+    row_mask = clip_mask[:, None, :] & present[..., None]  # (Bv, Bt, N)
+    column_mask = caption_mask[None, :, :] & present[..., None]  # (Bv, Bt, M)
+    log_clips, log_captions = (clips / total).log(), (captions / total).log()
+    bucket_row = log_captions.masked_fill(~present, -torch.inf)
+    bucket_column = log_clips.masked_fill(~present, -torch.inf)
+    return TransportProblem(
+        scores,
+        torch.cat([log_marginal(row_mask, log_clips), bucket_row[..., None]], dim=-1),
+        torch.cat([log_marginal(column_mask, log_captions), bucket_column[..., None]], dim=-1),
+        epsilon,
+        has_bucket=True,
+        check_values=False,
+    )
+
+
+@final
+class PromptBucket(nn.Module):
+    """The prompt bucket: where its value p comes from, and how it enters the transport problem.
+
+    Args:
+        ratio: p is this quantile of the similarities of aligned pairs in the batch, see
+            :func:`bucket_threshold`. About this share of the aligned pairs is taken for noise.
+        value: a fixed p in place of the quantile, in units of similarity.
+
+    Raises:
+        ValueError: ``ratio`` outside [0, 1], ``value`` not finite.
+
+    Source: Eq. (6) of Lin et al., ICLR 2024.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses import PromptBucket, TorchSinkhorn
+        >>> similarity = torch.tensor([[0.9, 0.1], [0.1, -0.5]])[None, None]   # 1 fits nothing
+        >>> valid = torch.ones(1, 2, dtype=torch.bool)
+        >>> problem = PromptBucket(value=0.3)(similarity, valid, valid, epsilon=0.05)
+        >>> (4 * TorchSinkhorn().solve(problem).core).round(decimals=1)[0, 0]
+        tensor([[1., 0.],
+                [0., 0.]])
+    """
+
+    def __init__(self, ratio: float = 0.3, *, value: float | None = None) -> None:
+        super().__init__()
+        check_fraction("ratio", ratio)
+        if value is not None and not abs(value) < float("inf"):
+            raise ValueError(f"value must be a finite similarity, got {value}")
+        self.ratio = ratio
+        self.value = value
+
+    def threshold(self, similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor) -> Tensor:
+        """The bucket's value p (), detached: see :func:`bucket_threshold`."""
+        if self.value is not None:
+            return similarity.new_full((), self.value)
+        return bucket_threshold(similarity, clip_mask, caption_mask, self.ratio)
+
+    def augment(
+        self,
+        similarity: Tensor,
+        p: Tensor | float,
+        clip_mask: Tensor,
+        caption_mask: Tensor,
+        epsilon: float,
+    ) -> TransportProblem:
+        """The problem with the bucket in it: see :func:`bucket_problem`."""
+        return bucket_problem(similarity, p, clip_mask, caption_mask, epsilon)
+
+    def forward(
+        self, similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor, epsilon: float
+    ) -> TransportProblem:
+        """:meth:`augment` at :meth:`threshold`."""
+        p = self.threshold(similarity, clip_mask, caption_mask)
+        return self.augment(similarity, p, clip_mask, caption_mask, epsilon)
+
+    def extra_repr(self) -> str:
+        return f"ratio={self.ratio}" if self.value is None else f"value={self.value}"
+
+
+def _check(similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor) -> None:
+    check_floating("similarity", similarity, "(Bv, Bt, N, M)")
+    bv, bt, n, m = similarity.shape
+    check_mask("clip_mask", clip_mask, (bv, n), similarity)
+    check_mask("caption_mask", caption_mask, (bt, m), similarity)

@@ -1,0 +1,292 @@
+"""How well a video matches a paragraph, from the similarities of their clips and captions.
+
+``similarity (Bv, Bt, N, M), masks -> (Bv, Bt)``, a mean per match, so that one measure can take
+another's place without a new temperature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from norton_losses._checks import check_choice, check_floating, check_mask, check_positive
+from norton_losses._numerics import full_precision, masked_amax, masked_mean, up_cast, working_dtype
+from norton_losses._typing import TransportScore
+from norton_losses.prompt_bucket import PromptBucket
+from norton_losses.sinkhorn import AbstractSinkhorn, TransportPlan, TransportProblem, resolve
+
+
+@dataclass(frozen=True, eq=False)
+class TransportOutput:
+    """What a transport measure found: the score, and the plan behind it.
+
+    Attributes:
+        score: (Bv, Bt), with the gradient of the similarity.
+        plan: of every video with every paragraph; rows are clips, columns captions.
+        bucket_value: p (), or None without a bucket.
+    """
+
+    score: Tensor
+    plan: TransportPlan
+    bucket_value: Tensor | None
+
+
+def transport_score(plan: TransportPlan, *, conserve_mass: bool = True) -> Tensor:
+    r"""Mean similarity over the mass that a plan moves between real clips and captions.
+
+    .. math:: \langle Q, S \rangle / \sum Q \quad \text{over the core, without the bucket}
+
+    With ``conserve_mass=False`` it is :math:`2 \langle Q, S \rangle` where there is a bucket, which
+    takes half of the total mass of 1 or more, and :math:`\langle Q, S \rangle` where there is none:
+    what goes to the bucket then scores 0.
+
+    Args:
+        plan: of problems (..., n, m), solved with a total mass of 1.
+        conserve_mass: divide by the mass of the core.
+
+    Returns:
+        (...), with the gradient of the scores, the plan held fixed; 0 for an empty problem.
+
+    Source: Eq. (4) of Lin et al., ICLR 2024; the division is the released implementation's.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses import TorchSinkhorn, TransportProblem
+        >>> from norton_losses.functional import transport_score
+        >>> half = torch.tensor([0.5, 0.5]).log()
+        >>> problem = TransportProblem(torch.eye(2), half, half, epsilon=0.01)
+        >>> transport_score(TorchSinkhorn().solve(problem))   # all the mass is on the diagonal
+        tensor(1.)
+    """
+    log_core, scores = plan.log_plan, plan.problem.scores
+    if plan.problem.has_bucket:
+        log_core, scores = log_core[..., :-1, :-1], scores[..., :-1, :-1]
+    if conserve_mass:
+        # On logarithms, since a core may hold less mass than the dtype's smallest number.
+        log_mass = log_core.logsumexp((-2, -1), keepdim=True)
+        log_core = log_core - log_mass.masked_fill(log_mass == -torch.inf, 0)
+    elif plan.problem.has_bucket:
+        scores = 2 * scores
+    return (log_core.exp() * scores).sum((-2, -1))
+
+
+def entropic_score(plan: TransportPlan) -> Tensor:
+    r"""Value of the whole problem, smooth in the similarity, with an exact gradient.
+
+    .. math:: \langle Q, S \rangle - \varepsilon \, KL(Q \,|\, \mu \otimes \nu)
+
+    Its gradient is the plan (Danskin's theorem), once the plan has converged.
+
+    Args:
+        plan: of problems (..., n, m).
+
+    Returns:
+        (...), with the gradient of the scores; 0 for an empty problem.
+
+    Source: Eq. (2) of Lin et al., ICLR 2024, up to a constant of the marginals.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses import TorchSinkhorn, TransportProblem
+        >>> from norton_losses.functional import entropic_score
+        >>> half = torch.tensor([0.5, 0.5]).log()
+        >>> problem = TransportProblem(torch.full((2, 2), 0.7), half, half, epsilon=0.1)
+        >>> entropic_score(TorchSinkhorn().solve(problem))    # a constant scores itself
+        tensor(0.7000)
+    """
+    problem, coupling = plan.problem, plan.plan
+    log_independent = problem.log_mu[..., :, None] + problem.log_nu[..., None, :]
+    absent = log_independent == -torch.inf
+    log_ratio = (plan.log_plan - log_independent.detach()).masked_fill(absent, 0)
+    # Both measures have the same mass, so KL has no further term; 0 log 0 is 0.
+    relative = torch.where(coupling > 0, coupling * log_ratio, 0)
+    return plan.score - problem.epsilon * relative.sum((-2, -1))
+
+
+def caption_average(similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor) -> Tensor:
+    r"""Mean over a paragraph's captions of the best clip for each.
+
+    .. math:: A = \frac1m \sum_j \max_i S_{ij}
+
+    Args:
+        similarity: (Bv, Bt, N, M), floating.
+        clip_mask: (Bv, N), bool.
+        caption_mask: (Bt, M), bool.
+
+    Returns:
+        (Bv, Bt); 0 where the video or the paragraph is absent.
+
+    Source: the paragraph-to-video measure of Xu et al., VideoCLIP, EMNLP 2021, as evaluated in
+    Lin et al., ICLR 2024.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses.functional import caption_average
+        >>> similarity = torch.tensor([[0.9, 0.1], [0.2, 0.5]])[None, None]
+        >>> valid = torch.ones(1, 2, dtype=torch.bool)
+        >>> caption_average(similarity, valid, valid)
+        tensor([[0.7000]])
+    """
+    best = masked_amax(similarity, clip_mask[:, None, :, None], dim=2)  # (Bv, Bt, M)
+    return masked_mean(best, caption_mask[None], dim=-1)
+
+
+@final
+class TransportMeasure(nn.Module):
+    """Optimal transport between the clips of a video and the captions of a paragraph.
+
+    Builds the problem of Eq. (2), with the prompt bucket of Eq. (6), for every video with every
+    paragraph, solves it, and scores the plan. Captions are updated first and clips last, as in the
+    released implementation, so before convergence the clips' marginals are the exact ones.
+
+    Args:
+        epsilon: strength of the entropy, in units of similarity.
+        bucket: a :class:`PromptBucket`, a number (its ratio), or None for no bucket.
+        sinkhorn: a solver, or its name: ``"auto"``, ``"torch"``, ``"pot"``.
+        conserve_mass: for ``score="similarity"``, see :func:`transport_score`.
+        score: ``"similarity"`` is :func:`transport_score`; ``"entropic"`` is
+            :func:`entropic_score` of the whole problem, bucket included.
+
+    Raises:
+        ValueError: ``epsilon`` not above 0, a ratio outside [0, 1], an unknown name.
+
+    Source: Eq. (2), (4), (6) of Lin et al., ICLR 2024.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses import TransportMeasure
+        >>> similarity = torch.eye(4).expand(2, 2, 4, 4)
+        >>> TransportMeasure(epsilon=0.05, bucket=None)(similarity)
+        tensor([[1., 1.],
+                [1., 1.]])
+    """
+
+    def __init__(
+        self,
+        epsilon: float = 0.05,
+        bucket: PromptBucket | float | None = 0.3,
+        sinkhorn: str | AbstractSinkhorn = "auto",
+        *,
+        conserve_mass: bool = True,
+        score: TransportScore = "similarity",
+    ) -> None:
+        super().__init__()
+        check_positive("epsilon", epsilon)
+        check_choice("score", score, ("similarity", "entropic"))
+        self.epsilon = epsilon
+        self.bucket = PromptBucket(bucket) if isinstance(bucket, (int, float)) else bucket
+        self.sinkhorn = resolve(sinkhorn)
+        self.conserve_mass = conserve_mass
+        self.score: TransportScore = score
+
+    def explain(
+        self,
+        similarity: Tensor,
+        clip_mask: Tensor | None = None,
+        caption_mask: Tensor | None = None,
+    ) -> TransportOutput:
+        """As :meth:`forward`, with the plan and the bucket's value beside the score."""
+        similarity, clip_mask, caption_mask = _read(similarity, clip_mask, caption_mask)
+        with full_precision(similarity):
+            p = None
+            if self.bucket is None:
+                bv, bt, n, m = similarity.shape
+                both = clip_mask.any(-1)[:, None, None] & caption_mask.any(-1)[None, :, None]
+                rows = (clip_mask[:, None] & both).expand(bv, bt, n)
+                columns = (caption_mask[None] & both).expand(bv, bt, m)
+                problem = TransportProblem.uniform(similarity, rows, columns, self.epsilon)
+            else:
+                p = self.bucket.threshold(similarity, clip_mask, caption_mask)
+                problem = self.bucket.augment(similarity, p, clip_mask, caption_mask, self.epsilon)
+            plan = self.sinkhorn.solve(problem.T).T
+            if self.score == "entropic":
+                score = entropic_score(plan)
+            else:
+                score = transport_score(plan, conserve_mass=self.conserve_mass)
+        return TransportOutput(score, plan, p)
+
+    def forward(
+        self,
+        similarity: Tensor,
+        clip_mask: Tensor | None = None,
+        caption_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Score (Bv, Bt) of every video with every paragraph; 0 where either is absent.
+
+        Args:
+            similarity: (Bv, Bt, N, M), floating; Bv = Bt if the bucket has a ratio.
+            clip_mask: (Bv, N), bool, True where valid; None means all.
+            caption_mask: (Bt, M), bool, True where valid; None means all.
+        """
+        return self.explain(similarity, clip_mask, caption_mask).score
+
+    def with_bucket(self, value: float | None) -> TransportMeasure:
+        """The same measure with a fixed bucket value, or with no bucket: a pair's own score.
+
+        A bucket with a ratio looks at the batch, which is right in training and wrong in retrieval.
+        """
+        bucket = None if value is None else PromptBucket(value=value)
+        return TransportMeasure(
+            self.epsilon,
+            bucket,
+            self.sinkhorn,
+            conserve_mass=self.conserve_mass,
+            score=self.score,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"epsilon={self.epsilon}, sinkhorn={self.sinkhorn}, "
+            f"conserve_mass={self.conserve_mass}, score={self.score!r}"
+        )
+
+
+@final
+class CaptionAverage(nn.Module):
+    """Mean over captions of their best clip: see :func:`caption_average`.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses import CaptionAverage
+        >>> CaptionAverage()(torch.eye(4).expand(2, 2, 4, 4))
+        tensor([[1., 1.],
+                [1., 1.]])
+    """
+
+    def forward(
+        self,
+        similarity: Tensor,
+        clip_mask: Tensor | None = None,
+        caption_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Score (Bv, Bt) of every video with every paragraph; 0 where either is absent.
+
+        Args:
+            similarity: (Bv, Bt, N, M), floating.
+            clip_mask: (Bv, N), bool, True where valid; None means all.
+            caption_mask: (Bt, M), bool, True where valid; None means all.
+        """
+        return caption_average(*_read(similarity, clip_mask, caption_mask))
+
+
+def _read(
+    similarity: Tensor, clip_mask: Tensor | None, caption_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_floating("similarity", similarity, "(Bv, Bt, N, M)")
+    bv, bt, n, m = similarity.shape
+    masks: list[Tensor] = []
+    for name, mask, shape in (
+        ("clip_mask", clip_mask, (bv, n)),
+        ("caption_mask", caption_mask, (bt, m)),
+    ):
+        if mask is None:
+            mask = similarity.new_ones(shape, dtype=torch.bool)
+        check_mask(name, mask, shape, similarity)
+        masks.append(mask)
+    clip_mask, caption_mask = masks
+    absent = ~(clip_mask[:, None, :, None] & caption_mask[None, :, None, :])
+    similarity = up_cast(similarity, working_dtype(similarity)).masked_fill(absent, 0)
+    return similarity, clip_mask, caption_mask

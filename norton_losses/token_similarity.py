@@ -1,0 +1,401 @@
+"""Clip-caption similarity from frames and words: Eq. (5) and its ablations.
+
+``video tokens, text tokens -> similarity (Bv, Bt, N, M)``
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from norton_losses._checks import check_choice, check_not_negative, check_positive
+from norton_losses._numerics import (
+    full_precision,
+    masked_amax,
+    masked_logsumexp,
+    masked_mean,
+    unit,
+)
+from norton_losses._sequences import read_sequences
+from norton_losses._typing import Exponential, Range, Rescale
+
+
+def soft_maximum(
+    video_tokens: Tensor,
+    text_tokens: Tensor,
+    *,
+    frame_mask: Tensor | None = None,
+    word_mask: Tensor | None = None,
+    alpha: float = 0.1,
+    exponential: Exponential = "mean",
+    count_padding: bool = False,
+) -> Tensor:
+    r"""Soft-maximum similarity of every clip with every caption.
+
+    .. math::
+        S_{ab} = \frac12 \Big[ \frac1f \sum_i \alpha \log \sum_j e^{v_i \cdot t_j / \alpha}
+               + \frac1w \sum_j \alpha \log \sum_i e^{v_i \cdot t_j / \alpha} \Big]
+
+    with ``f`` valid frames :math:`v_i` in clip a and ``w`` valid words :math:`t_j` in caption b.
+
+    Args:
+        video_tokens: (Bv, N, F, D), floating. Eq. (5) asks for unit norm; the products are taken as
+            they come, and :class:`SoftMaximumSimilarity` normalises first.
+        text_tokens: (Bt, M, W, D), floating.
+        frame_mask: (Bv, N, F), bool, True where valid; None means all.
+        word_mask: (Bt, M, W), bool, True where valid; None means all.
+        alpha: temperature of the soft maximum, in units of similarity. Towards 0 it becomes the
+            maximum.
+        exponential: ``"sum"`` is Eq. (5); ``"mean"`` divides the inner sum by its number of terms,
+            so that a longer caption does not score ``alpha * log(length)`` higher.
+        count_padding: also count the padded tokens of the outer sums, as the released code does.
+            The result then depends on the padded widths F and W.
+
+    Returns:
+        (Bv, Bt, N, M), float32 or wider; 0 where the clip or the caption has no valid token.
+
+    Raises:
+        ValueError: wrong rank, width, mask shape, or ``alpha`` not above 0.
+        TypeError: tokens that are not floating, masks that are not bool.
+
+    Source: Eq. (5) of Lin et al., ICLR 2024.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses.functional import soft_maximum
+        >>> clip = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])   # one clip of two frames
+        >>> caption = torch.tensor([[[[1.0, 0.0]]]])            # one caption of one word
+        >>> soft_maximum(clip, caption, alpha=0.01).item()      # frames (1 + 0)/2, word max(1, 0)
+        0.746...
+    """
+    _check_exponent(alpha, exponential)
+    video, text = read_sequences(
+        video_tokens, text_tokens, frame_mask=frame_mask, word_mask=word_mask
+    )
+    with full_precision(video_tokens):
+        by_frame, by_word = _soft_maximum_directions(
+            video.tokens.masked_fill(~video.token_mask[..., None], 0),
+            text.tokens.masked_fill(~text.token_mask[..., None], 0),
+            video.token_mask,
+            text.token_mask,
+            alpha,
+            exponential,
+            count_padding,
+        )
+        return (by_frame + by_word) / 2
+
+
+def minmax(values: Tensor, mask: Tensor, known_range: Range | None = None) -> Tensor:
+    """Rescale the valid entries to [0, 1]: ``(x - min) / (max - min)``, gradient through both.
+
+    Args:
+        values: any shape, floating.
+        mask: same shape, bool. Entries outside it do not count, and become 0.
+        known_range: ``(lo, hi)`` to use in place of the extremes found.
+
+    Returns:
+        Same shape. Zeros where the range is below 16 units in the last place: what is left of a
+        constant matrix is rounding, and stretching it to [0, 1] would invent structure.
+
+    Source: the released implementation; not in the paper.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses.functional import minmax
+        >>> minmax(torch.tensor([2.0, 4.0, 3.0]), torch.tensor([True, True, True]))
+        tensor([0.0000, 1.0000, 0.5000])
+    """
+    if known_range is None:
+        lo = values.masked_fill(~mask, torch.inf).amin()
+        hi = values.masked_fill(~mask, -torch.inf).amax()
+    else:
+        lo, hi = (values.new_full((), bound) for bound in known_range)
+    span = hi - lo
+    flat = span <= 16 * torch.finfo(values.dtype).eps * torch.maximum(lo.abs(), hi.abs())
+    shifted = (values - lo).masked_fill(~mask | flat, 0)
+    return shifted / span.masked_fill(flat, 1)
+
+
+class AbstractTokenSimilarity(nn.Module, ABC):
+    """What the three similarities share: unit-norm tokens, two directions, one way to fuse them.
+
+    A subclass says only how the token similarities of a clip and a caption are reduced, in
+    :meth:`directions`.
+    """
+
+    def __init__(self, pooled_weight: float, rescale: Rescale) -> None:
+        super().__init__()
+        check_not_negative("pooled_weight", pooled_weight)
+        check_choice("rescale", rescale, (None, "minmax"))
+        self.pooled_weight = pooled_weight
+        self.rescale: Rescale = rescale
+
+    @abstractmethod
+    def directions(
+        self, video_tokens: Tensor, text_tokens: Tensor, frame_mask: Tensor, word_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mean over frames of the best word, and mean over words of the best frame.
+
+        Tokens have unit norm, padded ones are zero; both results are (Bv, Bt, N, M), and 0 where
+        the clip or the caption is absent.
+        """
+
+    def forward(
+        self,
+        video_tokens: Tensor,
+        text_tokens: Tensor,
+        *,
+        frame_mask: Tensor | None = None,
+        word_mask: Tensor | None = None,
+        clip_embeddings: Tensor | None = None,
+        caption_embeddings: Tensor | None = None,
+        similarity_range: Range | None = None,
+    ) -> Tensor:
+        """Similarity (Bv, Bt, N, M) of every clip with every caption; absent ones have 0.
+
+        Args:
+            video_tokens: (Bv, N, F, D), floating, any norm.
+            text_tokens: (Bt, M, W, D), floating, any norm.
+            frame_mask: (Bv, N, F), bool, True where valid.
+            word_mask: (Bt, M, W), bool, True where valid.
+            clip_embeddings: (Bv, N, D'), of the pooled part; None means the mean of valid tokens.
+            caption_embeddings: (Bt, M, D').
+            similarity_range: with ``rescale="minmax"``, the ``(lo, hi)`` to use in place of the
+                extremes of this batch, for each of the three parts.
+        """
+        if similarity_range is not None:
+            self._check_range(similarity_range)
+        video, text = read_sequences(
+            video_tokens,
+            text_tokens,
+            frame_mask=frame_mask,
+            word_mask=word_mask,
+            clip_embeddings=clip_embeddings,
+            caption_embeddings=caption_embeddings,
+        )
+        with full_precision(video_tokens):
+            by_frame, by_word = self.directions(
+                unit(video.tokens, video.token_mask),
+                unit(text.tokens, text.token_mask),
+                video.token_mask,
+                text.token_mask,
+            )
+            pooled = None
+            if self.pooled_weight > 0:
+                clips, captions = (
+                    unit(video.embeddings, video.mask),
+                    unit(text.embeddings, text.mask),
+                )
+                pooled = torch.einsum("and,bmd->abnm", clips, captions)
+            both = video.mask[:, None, :, None] & text.mask[None, :, None, :]
+            return self.fuse(by_frame, by_word, pooled, both, similarity_range)
+
+    def fuse(
+        self,
+        by_frame: Tensor,
+        by_word: Tensor,
+        pooled: Tensor | None,
+        mask: Tensor,
+        similarity_range: Range | None = None,
+    ) -> Tensor:
+        """``(w * pooled + (by_frame + by_word) / 2) / (w + 1)``, each part rescaled if asked."""
+        if self.rescale == "minmax":
+            by_frame = minmax(by_frame, mask, similarity_range)
+            by_word = minmax(by_word, mask, similarity_range)
+        tokens = (by_frame + by_word) / 2
+        if pooled is None:
+            return tokens
+        if self.rescale == "minmax":
+            pooled = minmax(pooled, mask, similarity_range)
+        return (self.pooled_weight * pooled + tokens) / (self.pooled_weight + 1)
+
+    def _check_range(self, similarity_range: Range) -> None:
+        if self.rescale is None:
+            raise ValueError(
+                "similarity_range is the range of min-max rescaling, and rescale is None here; "
+                'leave it out, or build the similarity with rescale="minmax"'
+            )
+        lo, hi = similarity_range
+        if not lo < hi:
+            raise ValueError(f"similarity_range must be (lo, hi) with lo < hi, got {(lo, hi)}")
+
+    def extra_repr(self) -> str:
+        return f"pooled_weight={self.pooled_weight}, rescale={self.rescale!r}"
+
+
+@final
+class SoftMaximumSimilarity(AbstractTokenSimilarity):
+    """Soft-maximum over words for each frame and over frames for each word, Eq. (5).
+
+    See :func:`soft_maximum` for the formula. Tokens are normalised here, and the cosine of the
+    clip and caption embeddings is mixed in: ``(w * cosine + S) / (w + 1)``.
+
+    Args:
+        alpha: temperature of the soft maximum, in units of cosine similarity.
+        pooled_weight: the weight ``w`` of the embeddings' cosine; 0 is Eq. (5) alone.
+        exponential: ``"mean"`` or ``"sum"``, see :func:`soft_maximum`.
+        rescale: ``"minmax"`` stretches each part to [0, 1] over the batch, as the released code
+            does; None leaves cosines as they are.
+        count_padding: reproduce the released code's leak of padded tokens.
+
+    Raises:
+        ValueError: ``alpha`` not above 0, ``pooled_weight`` below 0, an unknown choice.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses import SoftMaximumSimilarity
+        >>> similarity = SoftMaximumSimilarity(alpha=0.1)
+        >>> similarity(torch.randn(2, 3, 4, 8), torch.randn(5, 6, 7, 8)).shape
+        torch.Size([2, 5, 3, 6])
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.1,
+        *,
+        pooled_weight: float = 0.5,
+        exponential: Exponential = "mean",
+        rescale: Rescale = None,
+        count_padding: bool = False,
+    ) -> None:
+        super().__init__(pooled_weight, rescale)
+        _check_exponent(alpha, exponential)
+        self.alpha = alpha
+        self.exponential: Exponential = exponential
+        self.count_padding = count_padding
+
+    def directions(
+        self, video_tokens: Tensor, text_tokens: Tensor, frame_mask: Tensor, word_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return _soft_maximum_directions(
+            video_tokens,
+            text_tokens,
+            frame_mask,
+            word_mask,
+            self.alpha,
+            self.exponential,
+            self.count_padding,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"alpha={self.alpha}, {super().extra_repr()}, exponential={self.exponential!r}, "
+            f"count_padding={self.count_padding}"
+        )
+
+
+@final
+class MaxSimilarity(AbstractTokenSimilarity):
+    r"""Hard maximum: the limit of Eq. (5) as alpha goes to 0, known as late interaction.
+
+    .. math::
+        S_{ab} = \frac12 \Big[ \frac1f \sum_i \max_j v_i \cdot t_j
+               + \frac1w \sum_j \max_i v_i \cdot t_j \Big]
+
+    Args and shapes as :class:`SoftMaximumSimilarity`.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses import MaxSimilarity
+        >>> tokens = torch.eye(4).reshape(1, 2, 2, 4)       # two segments of two tokens
+        >>> MaxSimilarity(pooled_weight=0)(tokens, tokens)[0, 0]
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+
+    def __init__(self, *, pooled_weight: float = 0.5, rescale: Rescale = None) -> None:
+        super().__init__(pooled_weight, rescale)
+
+    def directions(
+        self, video_tokens: Tensor, text_tokens: Tensor, frame_mask: Tensor, word_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        scores, frames, words = _token_scores(video_tokens, text_tokens, frame_mask, word_mask)
+        by_frame = masked_mean(masked_amax(scores, words, _WORDS), frames.squeeze(_WORDS), _FRAMES)
+        by_word = masked_mean(masked_amax(scores, frames, _FRAMES), words.squeeze(_FRAMES), -1)
+        return _pairs_first(by_frame), _pairs_first(by_word)
+
+
+@final
+class MeanSimilarity(AbstractTokenSimilarity):
+    r"""Mean over all frame-word pairs: the limit of Eq. (5) with means as alpha grows.
+
+    .. math:: S_{ab} = \frac{1}{f w} \sum_i \sum_j v_i \cdot t_j
+
+    Args and shapes as :class:`SoftMaximumSimilarity`.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses import MeanSimilarity
+        >>> tokens = torch.eye(4).reshape(1, 2, 2, 4)       # two segments of two tokens
+        >>> MeanSimilarity(pooled_weight=0)(tokens, tokens)[0, 0]
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.5000]])
+    """
+
+    def __init__(self, *, pooled_weight: float = 0.5, rescale: Rescale = None) -> None:
+        super().__init__(pooled_weight, rescale)
+
+    def directions(
+        self, video_tokens: Tensor, text_tokens: Tensor, frame_mask: Tensor, word_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        # The mean of products is the product of means: no token tensor is needed.
+        clips = masked_mean(video_tokens, frame_mask[..., None], dim=2)  # (Bv, N, D)
+        captions = masked_mean(text_tokens, word_mask[..., None], dim=2)  # (Bt, M, D)
+        mean = torch.einsum("and,bmd->abnm", clips, captions)
+        return mean, mean
+
+
+_FRAMES, _WORDS = 2, 5  # the dimensions of frames and words in the token scores
+
+
+def _token_scores(
+    video_tokens: Tensor, text_tokens: Tensor, frame_mask: Tensor, word_mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Products of all frames with all words (Bv, N, F, Bt, M, W), and both masks beside them.
+
+    This order is the one in which a single matrix product leaves them.
+    """
+    scores = torch.tensordot(video_tokens, text_tokens, dims=([-1], [-1]))
+    return scores, frame_mask[..., None, None, None], word_mask[None, None, None]
+
+
+def _pairs_first(directed: Tensor) -> Tensor:
+    return directed.transpose(1, 2)  # (Bv, N, Bt, M) -> (Bv, Bt, N, M)
+
+
+def _soft_maximum_directions(
+    video_tokens: Tensor,
+    text_tokens: Tensor,
+    frame_mask: Tensor,
+    word_mask: Tensor,
+    alpha: float,
+    exponential: Exponential,
+    count_padding: bool,
+) -> tuple[Tensor, Tensor]:
+    """The two halves of Eq. (5): by frame over words, by word over frames; each (Bv, Bt, N, M)."""
+    scores, frames, words = _token_scores(video_tokens, text_tokens, frame_mask, word_mask)
+    best_word = alpha * masked_logsumexp(scores / alpha, words, _WORDS)  # (Bv, N, F, Bt, M)
+    best_frame = alpha * masked_logsumexp(scores / alpha, frames, _FRAMES)  # (Bv, N, Bt, M, W)
+    by_frame = _pairs_first(masked_mean(best_word, frames.squeeze(_WORDS), _FRAMES))
+    by_word = _pairs_first(masked_mean(best_frame, words.squeeze(_FRAMES), -1))
+
+    dtype = scores.dtype
+    f = frame_mask.sum(-1)[:, None, :, None].to(dtype)  # (Bv, 1, N, 1)
+    w = word_mask.sum(-1)[None, :, None, :].to(dtype)  # (1, Bt, 1, M)
+    log_f, log_w = f.clamp(min=1).log(), w.clamp(min=1).log()
+    if exponential == "mean":  # a padded outer token would then add log(1) = 0
+        by_frame, by_word = by_frame - alpha * log_w, by_word - alpha * log_f
+    elif count_padding:  # its products are 0 with all valid inner tokens: it adds log(f) or log(w)
+        padded_frames, padded_words = frame_mask.shape[-1] - f, word_mask.shape[-1] - w
+        by_frame = by_frame + alpha * padded_frames * log_w / f.clamp(min=1)
+        by_word = by_word + alpha * padded_words * log_f / w.clamp(min=1)
+    both = (f > 0) & (w > 0)
+    return by_frame.masked_fill(~both, 0), by_word.masked_fill(~both, 0)
+
+
+def _check_exponent(alpha: float, exponential: Exponential) -> None:
+    check_positive("alpha", alpha)
+    check_choice("exponential", exponential, ("mean", "sum"))

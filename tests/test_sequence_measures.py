@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from norton_losses import CaptionAverage, PromptBucket, TorchSinkhorn, TransportMeasure
+from norton_losses.functional import entropic_score, transport_score
+from tests import naive
+
+MEASURES = [
+    TransportMeasure(bucket=PromptBucket(value=0.4)),
+    TransportMeasure(bucket=None),
+    TransportMeasure(bucket=PromptBucket(value=0.4), conserve_mass=False),
+    TransportMeasure(bucket=PromptBucket(value=0.4), score="entropic"),
+    CaptionAverage(),
+]
+every_measure = pytest.mark.parametrize("measure", MEASURES, ids=lambda m: repr(m).split()[0])
+
+
+def ragged(bv: int = 2, bt: int = 3, n: int = 4, m: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    clips, captions = torch.rand(bv, n) < 0.7, torch.rand(bt, m) < 0.7
+    clips[:, 0], captions[:, 0] = True, True
+    clips[0, -1], captions[0, 1] = False, False
+    return torch.rand(bv, bt, n, m, dtype=torch.float64), clips, captions
+
+
+@pytest.mark.parametrize("bucket", [None, 0.4])
+@pytest.mark.parametrize("conserve_mass", [True, False])
+@pytest.mark.parametrize("steps", [1, 50])
+def test_transport_is_the_naive_one(bucket: float | None, conserve_mass: bool, steps: int) -> None:
+    similarity, clips, captions = ragged()
+    measure = TransportMeasure(
+        0.1,
+        None if bucket is None else PromptBucket(value=bucket),
+        TorchSinkhorn(steps),
+        conserve_mass=conserve_mass,
+    )
+    actual = measure(similarity, clips, captions)
+    for a, b in np.ndindex(2, 3):
+        block = similarity[a, b][clips[a]][:, captions[b]].numpy()
+        expected = naive.transport_measure(block, bucket, 0.1, steps, conserve_mass)
+        assert actual[a, b].item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_caption_average_is_the_mean_of_the_best() -> None:
+    similarity, clips, captions = ragged()
+    actual = CaptionAverage()(similarity, clips, captions)
+    for a, b in np.ndindex(2, 3):
+        block = similarity[a, b][clips[a]][:, captions[b]]
+        assert actual[a, b].item() == pytest.approx(block.amax(0).mean().item(), abs=1e-15)
+
+
+@every_measure
+def test_absent_pairs_score_zero_without_gradient(measure: torch.nn.Module) -> None:
+    similarity, clips, captions = ragged(3, 3)
+    clips[1], captions[2] = False, False
+    similarity.requires_grad_()
+    score = measure(similarity, clips, captions)
+    assert not score[1].any()
+    assert not score[:, 2].any()
+    assert (score[[0, 0, 2, 2], [0, 1, 0, 1]] != 0).all()
+    score.sum().backward()
+    assert similarity.grad is not None
+    assert not similarity.grad[1].any()
+    assert not similarity.grad[:, 2].any()
+
+
+@every_measure
+def test_what_is_masked_has_no_effect(measure: torch.nn.Module) -> None:
+    similarity, clips, captions = ragged()
+    absent = ~(clips[:, None, :, None] & captions[None, :, None])
+
+    def run(garbage: float) -> list[Tensor]:
+        leaf = similarity.masked_fill(absent, garbage).requires_grad_()
+        score = measure(leaf, clips, captions)
+        return [score.detach(), *torch.autograd.grad(score.sum(), leaf)]
+
+    for clean, dirty in zip(run(0.0), run(math.nan), strict=True):
+        assert torch.equal(clean, dirty)
+
+
+@every_measure
+def test_a_pair_does_not_depend_on_the_others(measure: torch.nn.Module) -> None:
+    similarity, clips, captions = ragged()
+    together = measure(similarity, clips, captions)
+    alone = measure(similarity[1:, 2:], clips[1:], captions[2:])
+    torch.testing.assert_close(together[1:, 2:], alone, rtol=0, atol=1e-15)
+
+
+@every_measure
+def test_a_constant_similarity_scores_itself_per_match(measure: torch.nn.Module) -> None:
+    if getattr(measure, "conserve_mass", True) and getattr(measure, "score", "") != "entropic":
+        score = measure(torch.full((2, 2, 3, 4), 0.7))
+        torch.testing.assert_close(score, torch.full((2, 2), 0.7))
+    else:  # mass in the bucket counts 0, or the bucket's own value
+        assert (measure(torch.full((2, 2, 3, 4), 0.7)) < 0.7).all()
+
+
+def test_gradient_is_the_plan_over_its_mass() -> None:
+    similarity, clips, captions = ragged()
+    similarity.requires_grad_()
+    out = MEASURES[0].explain(similarity, clips, captions)
+    (gradient,) = torch.autograd.grad(out.score.sum(), similarity)
+    core = out.plan.core
+    torch.testing.assert_close(gradient, core / core.sum((-2, -1), keepdim=True))
+
+
+def test_entropic_gradient_is_exact() -> None:
+    similarity, clips, captions = ragged()
+    measure = TransportMeasure(
+        0.2, PromptBucket(value=0.4), TorchSinkhorn(500), score="entropic"
+    )
+    # Differencing goes through the plan as well: only an exact gradient agrees with it.
+    assert torch.autograd.gradcheck(
+        lambda s: measure(s, clips, captions), similarity.requires_grad_()
+    )
+    out = measure.explain(similarity, clips, captions)
+    (gradient,) = torch.autograd.grad(out.score.sum(), similarity)
+    torch.testing.assert_close(gradient, out.plan.core)
+
+
+def test_entropic_score_is_the_value_up_to_the_marginals_entropy() -> None:
+    similarity, clips, captions = ragged()
+    plan = MEASURES[3].explain(similarity, clips, captions).plan
+    mu, nu = plan.problem.log_mu.exp(), plan.problem.log_nu.exp()
+    marginals = (torch.xlogy(mu, mu).sum(-1) + torch.xlogy(nu, nu).sum(-1)) * plan.problem.epsilon
+    # With converged marginals, KL(Q | mu x nu) = -H(Q) - sum mu log mu - sum nu log nu.
+    torch.testing.assert_close(entropic_score(plan), plan.value + marginals, atol=1e-4, rtol=0)
+
+
+def test_a_core_lighter_than_the_smallest_number_keeps_a_proper_plan() -> None:
+    similarity = torch.rand(1, 1, 3, 3)
+    measure = TransportMeasure(0.01, PromptBucket(value=3.0))
+    out = measure.explain(similarity)
+    assert not out.plan.core.any()  # exp(-200) is no float32
+    torch.testing.assert_close(out.score[0, 0], similarity.max(), rtol=0, atol=1e-3)
+
+
+def test_captions_are_updated_first() -> None:
+    out = TransportMeasure(0.02, bucket=None, sinkhorn=TorchSinkhorn(2)).explain(
+        torch.rand(1, 1, 4, 4, dtype=torch.float64)
+    )
+    quarter = torch.full((4,), 0.25, dtype=torch.float64)
+    torch.testing.assert_close(out.plan.plan.sum(-1)[0, 0], quarter)
+    assert (out.plan.plan.sum(-2)[0, 0] - quarter).abs().max() > 1e-4
+
+
+def test_bucket_slots() -> None:
+    assert TransportMeasure(bucket=0.25).bucket.ratio == 0.25  # type: ignore[union-attr]
+    bucket = PromptBucket(value=0.1)
+    assert TransportMeasure(bucket=bucket).bucket is bucket
+    assert TransportMeasure(bucket=None).bucket is None
+
+
+def test_with_bucket_keeps_every_other_setting() -> None:
+    measure = TransportMeasure(
+        0.2, 0.5, TorchSinkhorn(7), conserve_mass=False, score="entropic"
+    )
+    fixed = measure.with_bucket(0.4)
+    assert fixed.bucket is not None
+    assert fixed.bucket.value == 0.4
+    assert fixed.extra_repr() == measure.extra_repr()
+    assert measure.with_bucket(None).bucket is None
+
+
+def test_explain_holds_what_forward_used() -> None:
+    similarity = torch.rand(2, 2, 3, 3)
+    measure = TransportMeasure()
+    out = measure.explain(similarity)
+    assert torch.equal(measure(similarity), out.score)
+    assert torch.equal(transport_score(out.plan), out.score)
+    assert out.bucket_value is not None
+    assert torch.equal(out.plan.problem.scores[0, 0, -1], out.bucket_value.expand(4))
+
+
+def test_half_precision_gives_float32() -> None:
+    similarity = torch.rand(2, 2, 3, 3).bfloat16()
+    for measure in MEASURES:
+        assert measure(similarity).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epsilon": 0.0}, "epsilon must be a finite number above 0, got 0.0"),
+        ({"bucket": 1.5}, r"ratio must lie in \[0, 1\], got 1.5"),
+        ({"sinkhorn": "gpu"}, "sinkhorn must be one of"),
+        ({"score": "value"}, r"score must be one of \['similarity', 'entropic'\], got 'value'"),
+    ],
+)
+def test_settings_are_checked(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TransportMeasure(**options)
+
+
+@every_measure
+def test_shapes_are_checked(measure: torch.nn.Module) -> None:
+    with pytest.raises(ValueError, match="similarity must have 4 dimensions"):
+        measure(torch.rand(3, 3))
+    with pytest.raises(ValueError, match=r"clip_mask must have shape \(2, 4\), got \(2, 5\)"):
+        measure(torch.rand(2, 3, 4, 5), torch.ones(2, 5, dtype=torch.bool))
+    with pytest.raises(TypeError, match="caption_mask must be a bool tensor"):
+        measure(torch.rand(2, 3, 4, 5), None, torch.ones(3, 5))

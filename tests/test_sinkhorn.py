@@ -1,0 +1,379 @@
+"""One table of solvers, one suite of conformance: every solver passes all of it."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import HAS_POT
+from norton_losses import (
+    AbstractSinkhorn,
+    POTSinkhorn,
+    Support,
+    TorchSinkhorn,
+    TransportPlan,
+    TransportProblem,
+)
+from norton_losses.sinkhorn import resolve
+from tests import naive
+from tests.problems import assert_same_plan, random_problem, two_by_two
+
+SOLVERS = [
+    pytest.param(TorchSinkhorn, id="torch"),
+    pytest.param(
+        POTSinkhorn,
+        id="pot",
+        marks=pytest.mark.skipif(not HAS_POT, reason="POT is not installed"),
+    ),
+]
+DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+every_solver = pytest.mark.parametrize("solver", SOLVERS)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+Solver = type[TorchSinkhorn] | type[POTSinkhorn]
+
+
+def marginals(problem: TransportProblem) -> tuple[torch.Tensor, torch.Tensor]:
+    return problem.log_mu.exp(), problem.log_nu.exp()
+
+
+@every_solver
+@every_dtype
+@pytest.mark.parametrize("steps", [1, 2, 50])
+@pytest.mark.parametrize(("n", "m"), [(5, 7), (6, 6), (1, 1), (1, 4), (4, 1)])
+def test_plan_is_the_loop_of_equation_3(
+    solver: Solver, dtype: torch.dtype, steps: int, n: int, m: int
+) -> None:
+    problem = random_problem(3, n=n, m=m, dtype=dtype)
+    actual = solver(steps).solve(problem)
+    for k in range(3):
+        arrays = (t[k].double().numpy() for t in (problem.scores, *marginals(problem)))
+        expected = naive.sinkhorn(*arrays, problem.epsilon, steps)
+        np.testing.assert_allclose(actual.plan[k], expected, atol=DTYPES[dtype])
+    assert actual.iterations.tolist() == [steps] * 3
+
+
+@every_solver
+@every_dtype
+@pytest.mark.parametrize("epsilon", [0.1, 1.0])
+def test_two_by_two_closed_form(solver: Solver, dtype: torch.dtype, epsilon: float) -> None:
+    problem, expected = two_by_two(epsilon, dtype)
+    torch.testing.assert_close(
+        solver(500).solve(problem).plan, expected, rtol=0, atol=DTYPES[dtype]
+    )
+
+
+@every_solver
+def test_constant_scores_give_the_independent_plan(solver: Solver) -> None:
+    problem = random_problem(2)
+    problem = TransportProblem(torch.full_like(problem.scores, 3.7), *_logs(problem), 0.1)
+    mu, nu = marginals(problem)
+    torch.testing.assert_close(solver(1).solve(problem).plan, mu[..., None] * nu[..., None, :])
+
+
+@every_solver
+def test_small_epsilon_gives_the_best_assignment(solver: Solver) -> None:
+    scores = torch.rand(4, 4, dtype=torch.float64)
+    uniform = torch.full((4,), 0.25, dtype=torch.float64).log()
+    plan = solver(5000).solve(TransportProblem(scores, uniform, uniform, 0.005)).plan
+    best = max(
+        itertools.permutations(range(4)), key=lambda p: sum(scores[i, p[i]] for i in range(4))
+    )
+    torch.testing.assert_close(
+        4 * plan, torch.eye(4, dtype=torch.float64)[list(best)], atol=1e-3, rtol=0
+    )
+
+
+@every_solver
+def test_columns_are_exact_and_rows_converge(solver: Solver) -> None:
+    problem = random_problem(4, epsilon=0.05)
+    mu, nu = marginals(problem)
+    errors = []
+    for steps in (1, 5, 50, 500):
+        plan = solver(steps).solve(problem)
+        torch.testing.assert_close(plan.plan.sum(-2), nu, rtol=0, atol=1e-14)
+        errors.append((plan.plan.sum(-1) - mu).abs().sum(-1).max().item())
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-12 < errors[0]
+
+
+@every_solver
+def test_transposed_problem_converges_to_the_transposed_plan(solver: Solver) -> None:
+    problem = random_problem(3)
+    assert_same_plan(
+        solver(500).solve(problem.T).T, solver(500).solve(problem), tolerance=1e-12
+    )
+
+
+@every_solver
+def test_permuting_rows_and_columns_permutes_the_plan(solver: Solver) -> None:
+    problem = random_problem()
+    rows, columns = torch.randperm(5), torch.randperm(7)
+    permuted = TransportProblem(
+        problem.scores[rows][:, columns],
+        problem.log_mu[rows],
+        problem.log_nu[columns],
+        problem.epsilon,
+    )
+    expected = solver().solve(problem).plan[rows][:, columns]
+    torch.testing.assert_close(solver().solve(permuted).plan, expected, rtol=0, atol=1e-14)
+
+
+@every_solver
+def test_what_only_shifts_rows_and_columns_changes_nothing(solver: Solver) -> None:
+    problem = random_problem()
+    shifted = problem.scores + torch.randn(5, 1).double() + torch.randn(1, 7).double()
+    moved = TransportProblem(shifted, *_logs(problem), problem.epsilon)
+    torch.testing.assert_close(
+        solver(500).solve(moved).plan, solver(500).solve(problem).plan, rtol=0, atol=1e-12
+    )
+
+
+@every_solver
+def test_only_scores_over_epsilon_matter(solver: Solver) -> None:
+    problem = random_problem()
+    scaled = TransportProblem(1000 * problem.scores, *_logs(problem), 1000 * problem.epsilon)
+    torch.testing.assert_close(
+        solver(7).solve(scaled).plan, solver(7).solve(problem).plan, rtol=0, atol=1e-13
+    )
+
+
+@every_solver
+@pytest.mark.parametrize("steps", [1, 3, 50])
+@pytest.mark.parametrize("absent_score", [0.0, 1.0, 30.0])
+def test_absent_rows_and_columns_are_as_if_cut_off(
+    solver: Solver, steps: int, absent_score: float
+) -> None:
+    padded = random_problem(3, zero_rows=2, zero_columns=3)
+    scores = padded.scores.clone()
+    scores[:, 3:], scores[:, :, 4:] = absent_score, absent_score
+    padded = TransportProblem(scores, *_logs(padded), padded.epsilon)
+    cut = TransportProblem(
+        scores[:, :3, :4], padded.log_mu[:, :3], padded.log_nu[:, :4], padded.epsilon
+    )
+    plan = solver(steps).solve(padded)
+    torch.testing.assert_close(
+        plan.plan[:, :3, :4], solver(steps).solve(cut).plan, rtol=0, atol=1e-15
+    )
+    assert not plan.plan[:, 3:].any()
+    assert not plan.plan[:, :, 4:].any()
+
+
+@every_solver
+def test_empty_problems_have_empty_plans_and_do_no_harm(solver: Solver) -> None:
+    problem = random_problem(3)
+    log_mu, log_nu = problem.log_mu.clone(), problem.log_nu.clone()
+    log_mu[1], log_nu[1] = -torch.inf, -torch.inf
+    emptied = solver().solve(TransportProblem(problem.scores, log_mu, log_nu, problem.epsilon))
+    assert not emptied.plan[1].any()
+    assert emptied.marginal_error[1] == 0
+    assert emptied.score[1] == 0
+    assert emptied.value[1] == 0
+    whole = solver().solve(problem)
+    for k in (0, 2):
+        torch.testing.assert_close(emptied.plan[k], whole.plan[k], rtol=0, atol=1e-15)
+
+
+@every_solver
+def test_batch_is_the_loop_over_its_problems(solver: Solver) -> None:
+    batch = random_problem(2, 3)
+    plan = solver(9).solve(batch)
+    assert plan.plan.shape == (2, 3, 5, 7)
+    for index in np.ndindex(2, 3):
+        alone = TransportProblem(
+            batch.scores[index], batch.log_mu[index], batch.log_nu[index], batch.epsilon
+        )
+        torch.testing.assert_close(
+            plan.plan[index], solver(9).solve(alone).plan, rtol=0, atol=1e-15
+        )
+
+
+@every_solver
+def test_gradient_of_the_value_is_the_plan(solver: Solver) -> None:
+    problem = random_problem(2)
+    scores = problem.scores.clone().requires_grad_()
+
+    def value(scores: torch.Tensor) -> torch.Tensor:
+        # With 500 steps the plan has converged, and differencing goes through it as well.
+        logs = _logs(problem)
+        return solver(500).solve(TransportProblem(scores, *logs, problem.epsilon)).value
+
+    plan = solver(500).solve(problem).plan
+    torch.testing.assert_close(torch.autograd.grad(value(scores).sum(), scores)[0], plan)
+    assert torch.autograd.gradcheck(value, scores)
+
+
+@every_solver
+def test_the_plan_carries_no_gradient(solver: Solver) -> None:
+    problem = random_problem()
+    scores = problem.scores.clone().requires_grad_()
+    plan = solver().solve(TransportProblem(scores, *_logs(problem), problem.epsilon))
+    assert not plan.plan.requires_grad
+    assert not plan.marginal_error.requires_grad
+    assert plan.score.requires_grad
+    assert not plan.detach().score.requires_grad
+
+
+@every_solver
+def test_extreme_scores_stay_finite(solver: Solver) -> None:
+    problem = random_problem(dtype=torch.float32)
+    wild = TransportProblem(1e4 * problem.scores, *_logs(problem), 0.01)
+    plan = solver(20).solve(wild)
+    assert plan.plan.isfinite().all()
+    # Logarithms of size 1e6 leave float32 one digit behind the point.
+    torch.testing.assert_close(plan.plan.sum(), torch.tensor(1.0), rtol=0, atol=0.1)
+
+
+@every_solver
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_solved_in_float32(solver: Solver, dtype: torch.dtype) -> None:
+    scores = random_problem().scores.to(dtype)
+    log = torch.full((5,), 0.2).log(), torch.full((7,), 1 / 7).log()
+    plan = solver().solve(TransportProblem(scores, *log, 0.3))
+    assert plan.plan.dtype == torch.float32
+    exact = solver().solve(TransportProblem(scores.float(), *log, 0.3))
+    assert torch.equal(plan.plan, exact.plan)
+
+
+@every_solver
+def test_autocast_does_not_round_the_transport(solver: Solver) -> None:
+    problem = random_problem(dtype=torch.float32)
+    outside = solver().solve(problem).plan
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(solver().solve(problem).plan, outside)
+
+
+@every_solver
+def test_global_state_is_left_alone_even_by_an_error(
+    solver: Solver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("on purpose")
+
+    problem = random_problem()
+    state = torch.get_rng_state()
+    solver().solve(problem)
+    monkeypatch.setattr(solver, "_solve", fail)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        solver().solve(problem)
+    assert torch.is_grad_enabled()
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@every_solver
+def test_settings_are_checked_at_construction(solver: Solver) -> None:
+    for wrong in (0, -1, 2.5):
+        with pytest.raises(ValueError, match=r"iterations must be a whole number .* got"):
+            solver(wrong)  # type: ignore[arg-type]
+    assert solver(3) == solver(3) != solver(4)
+
+
+class TestTolerance:
+    def test_stops_early_and_says_when(self) -> None:
+        problem = random_problem(6, epsilon=0.1)
+        plan = TorchSinkhorn(1000, tolerance=1e-6).solve(problem)
+        assert plan.converged.all()
+        assert (plan.marginal_error <= 1.01e-6).all()
+        assert (plan.iterations < 1000).all()
+        exact = TorchSinkhorn(1000).solve(problem)
+        torch.testing.assert_close(plan.plan, exact.plan, rtol=0, atol=1e-5)
+
+    def test_does_not_depend_on_batch_mates(self) -> None:
+        easy, hard = random_problem(epsilon=1.0), random_problem(epsilon=1.0, seed=1)
+        solver = TorchSinkhorn(300, tolerance=1e-8)
+        both = TransportProblem(
+            torch.stack([easy.scores, 20 * hard.scores]),
+            torch.stack([easy.log_mu, hard.log_mu]),
+            torch.stack([easy.log_nu, hard.log_nu]),
+            1.0,
+        )
+        together, alone = solver.solve(both), solver.solve(easy)
+        assert together.iterations[0] == alone.iterations < together.iterations[1]
+        assert torch.equal(together.plan[0], alone.plan)
+
+    def test_not_converged_says_so(self) -> None:
+        plan = TorchSinkhorn(2, tolerance=1e-9).solve(random_problem(epsilon=0.02))
+        assert not plan.converged
+        assert plan.iterations == 2
+
+    def test_fixed_number_of_steps_is_judged_by_default(self) -> None:
+        assert TorchSinkhorn(100).solve(random_problem()).converged
+        assert not TorchSinkhorn(1).solve(random_problem(epsilon=0.02)).converged
+
+    @pytest.mark.parametrize("wrong", [0.0, -1e-3])
+    def test_must_be_positive(self, wrong: float) -> None:
+        with pytest.raises(ValueError, match="tolerance must be a finite number above 0"):
+            TorchSinkhorn(tolerance=wrong)
+
+
+class TestProblem:
+    def test_mass_mismatch(self) -> None:
+        logs = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.5, 0.6]).log()
+        with pytest.raises(ValueError, match="same total mass, got masses 0.1 apart; divide"):
+            TransportProblem(torch.eye(2), *logs, 0.1)
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+    def test_scores_must_be_finite(self, bad: float) -> None:
+        scores = torch.eye(2)
+        scores[0, 0] = bad
+        half = torch.tensor([0.5, 0.5]).log()
+        with pytest.raises(ValueError, match="scores must be finite"):
+            TransportProblem(scores, half, half, 0.1)
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_marginals_must_be_masses(self, bad: float) -> None:
+        half = torch.tensor([0.5, 0.5]).log()
+        with pytest.raises(ValueError, match="log_mu must be logarithms of finite masses"):
+            TransportProblem(torch.eye(2), torch.tensor([0.0, bad]), half, 0.1)
+
+    def test_shapes_must_fit(self) -> None:
+        half, third = torch.zeros(2), torch.zeros(3)
+        with pytest.raises(ValueError, match=r"log_nu must have shape \(2,\), got \(3,\)"):
+            TransportProblem(torch.eye(2), half, third, 0.1)
+        with pytest.raises(ValueError, match="scores must have at least 2 dimensions"):
+            TransportProblem(torch.zeros(2), half, half, 0.1)
+
+    @pytest.mark.parametrize("epsilon", [0.0, -0.1, float("nan"), float("inf")])
+    def test_epsilon_must_be_positive(self, epsilon: float) -> None:
+        with pytest.raises(ValueError, match="epsilon must be a finite number above 0, got"):
+            TransportProblem(torch.eye(2), torch.zeros(2), torch.zeros(2), epsilon)
+
+
+class TestResolve:
+    def test_objects_pass_through(self) -> None:
+        solver = TorchSinkhorn(7)
+        assert resolve(solver) is solver
+
+    def test_auto_does_not_depend_on_what_is_installed(self) -> None:
+        assert resolve("auto") == resolve("torch") == TorchSinkhorn()
+
+    def test_unknown_name(self) -> None:
+        with pytest.raises(ValueError, match=r"one of \['auto', 'torch', 'pot'\].*got 'cuda'"):
+            resolve("cuda")
+        with pytest.raises(TypeError, match="name or a solver object, got int"):
+            resolve(50)  # type: ignore[arg-type]
+
+    def test_missing_package_names_its_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(__import__("sys").modules, "ot", None)
+        with pytest.raises(ImportError, match=r"pip install 'norton-losses\[pot\]'"):
+            resolve("pot")
+
+
+def test_a_solver_that_does_not_serve_says_what_does() -> None:
+    class Picky(AbstractSinkhorn):
+        def supports(self, problem: TransportProblem) -> Support:
+            return Support(False, "it is too large; use TorchSinkhorn")
+
+        def _solve(self, problem: TransportProblem) -> TransportPlan:
+            raise AssertionError("not asked")
+
+    with pytest.raises(ValueError, match="Picky cannot solve this problem: it is too large; use"):
+        Picky().solve(random_problem())
+
+
+def _logs(problem: TransportProblem) -> tuple[torch.Tensor, torch.Tensor]:
+    return problem.log_mu, problem.log_nu
