@@ -13,6 +13,7 @@ masks are True where valid.
 from norton_losses import functional, sinkhorn
 from norton_losses.clip_caption import ClipCaptionOTLoss, ClipCaptionOutput
 from norton_losses.contrastive import Temperature
+from norton_losses.fusion import AbstractTokenSimilarity
 from norton_losses.norton import NortonLoss, NortonOutput
 from norton_losses.prompt_bucket import PromptBucket
 from norton_losses.sequence_measures import CaptionAverage, TransportMeasure, TransportOutput
@@ -25,7 +26,6 @@ from norton_losses.sinkhorn import (
     TransportProblem,
 )
 from norton_losses.token_similarity import (
-    AbstractTokenSimilarity,
     MaxSimilarity,
     MeanSimilarity,
     SoftMaximumSimilarity,

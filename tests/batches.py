@@ -35,9 +35,7 @@ class Batch:
     def leaves(self, dtype: torch.dtype | None = None) -> Batch:
         """The same batch, its tokens fresh leaves that require gradient."""
         video, text = (t.detach().clone().to(dtype or t.dtype) for t in self.tokens)
-        return replace(
-            self, video_tokens=video.requires_grad_(), text_tokens=text.requires_grad_()
-        )
+        return replace(self, video_tokens=video.requires_grad_(), text_tokens=text.requires_grad_())
 
     @property
     def clips_present(self) -> Tensor:
@@ -75,9 +73,14 @@ def make_batch(
         mask(batch, clips),
         mask(batch, captions),
     )
-    if ragged:  # the first clip and caption of each sequence stay, so that every sequence is present
+    if (
+        ragged
+    ):  # the first clip and caption of each sequence stay, so that every sequence is present
         made.frame_mask[:, 0, 0] = made.word_mask[:, 0, 0] = True
         made.clip_mask[:, 0] = made.caption_mask[:, 0] = True
-        made.clip_mask[0, -1], made.caption_mask[-1, -1] = False, False  # raggedness, whatever the seed
+        made.clip_mask[0, -1], made.caption_mask[-1, -1] = (
+            False,
+            False,
+        )  # raggedness, whatever the seed
         made.frame_mask[-1, -1] = False
     return made

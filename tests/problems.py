@@ -41,9 +41,7 @@ def two_by_two(epsilon: float, dtype: torch.dtype) -> tuple[TransportProblem, Te
     return TransportProblem(scores, half, half, epsilon), expected
 
 
-def assert_same_plan(
-    actual: TransportPlan, expected: TransportPlan, *, tolerance: float
-) -> None:
+def assert_same_plan(actual: TransportPlan, expected: TransportPlan, *, tolerance: float) -> None:
     """Same plan, whatever the gauge: u + c and v - c are one solution. Absent means absent."""
     for name in ("log_u", "log_v"):
         ours, theirs = getattr(actual, name), getattr(expected, name)

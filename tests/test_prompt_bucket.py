@@ -64,7 +64,9 @@ class TestThreshold:
         assert not PromptBucket().threshold(similarity, full(2, 3), full(2, 3)).requires_grad
 
     def test_needs_as_many_videos_as_paragraphs(self) -> None:
-        with pytest.raises(ValueError, match=r"got 2 videos and 3 paragraphs; use PromptBucket\(val"):
+        with pytest.raises(
+            ValueError, match=r"got 2 videos and 3 paragraphs; use PromptBucket\(val"
+        ):
             bucket_threshold(torch.rand(2, 3, 4, 4), full(2, 4), full(3, 4), 0.3)
 
 
@@ -84,9 +86,7 @@ class TestProblem:
         clips[:, 1], captions[:, 2:4] = False, False
         padded = TorchSinkhorn(7).solve(bucket_problem(similarity, 0.3, clips, captions, 0.1))
         rows, columns = clips[0], captions[0]
-        cut = bucket_problem(
-            similarity[:, :, rows][..., columns], 0.3, full(2, 4), full(3, 4), 0.1
-        )
+        cut = bucket_problem(similarity[:, :, rows][..., columns], 0.3, full(2, 4), full(3, 4), 0.1)
         torch.testing.assert_close(
             padded.core[:, :, rows][..., columns],
             TorchSinkhorn(7).solve(cut).core,
@@ -101,7 +101,9 @@ class TestProblem:
             clips[0] = False
         if absent != "clips":
             captions[0] = False
-        plan = TorchSinkhorn().solve(bucket_problem(torch.rand(2, 2, 3, 3), 0.3, clips, captions, 0.1))
+        plan = TorchSinkhorn().solve(
+            bucket_problem(torch.rand(2, 2, 3, 3), 0.3, clips, captions, 0.1)
+        )
         assert not plan.plan[0, 0].any()
         assert plan.marginal_error.max() < 1e-3
         torch.testing.assert_close(plan.plan[1, 1].sum(), torch.tensor(1.0))

@@ -111,9 +111,7 @@ def test_gradient_is_the_plan_over_its_mass() -> None:
 
 def test_entropic_gradient_is_exact() -> None:
     similarity, clips, captions = ragged()
-    measure = TransportMeasure(
-        0.2, PromptBucket(value=0.4), TorchSinkhorn(500), score="entropic"
-    )
+    measure = TransportMeasure(0.2, PromptBucket(value=0.4), TorchSinkhorn(500), score="entropic")
     # Differencing goes through the plan as well: only an exact gradient agrees with it.
     assert torch.autograd.gradcheck(
         lambda s: measure(s, clips, captions), similarity.requires_grad_()
@@ -157,9 +155,7 @@ def test_bucket_slots() -> None:
 
 
 def test_with_bucket_keeps_every_other_setting() -> None:
-    measure = TransportMeasure(
-        0.2, 0.5, TorchSinkhorn(7), conserve_mass=False, score="entropic"
-    )
+    measure = TransportMeasure(0.2, 0.5, TorchSinkhorn(7), conserve_mass=False, score="entropic")
     fixed = measure.with_bucket(0.4)
     assert fixed.bucket is not None
     assert fixed.bucket.value == 0.4

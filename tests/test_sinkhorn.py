@@ -103,9 +103,7 @@ def test_columns_are_exact_and_rows_converge(solver: Solver) -> None:
 @every_solver
 def test_transposed_problem_converges_to_the_transposed_plan(solver: Solver) -> None:
     problem = random_problem(3)
-    assert_same_plan(
-        solver(500).solve(problem.T).T, solver(500).solve(problem), tolerance=1e-12
-    )
+    assert_same_plan(solver(500).solve(problem.T).T, solver(500).solve(problem), tolerance=1e-12)
 
 
 @every_solver

@@ -8,7 +8,7 @@ import torch
 
 from norton_losses import MaxSimilarity, MeanSimilarity, SoftMaximumSimilarity
 from norton_losses.functional import minmax, soft_maximum
-from norton_losses.token_similarity import AbstractTokenSimilarity
+from norton_losses.fusion import AbstractTokenSimilarity
 from tests import naive
 from tests.batches import Batch, make_batch
 
@@ -156,9 +156,7 @@ def test_padding_is_as_if_cut_off(similarity: AbstractTokenSimilarity) -> None:
     padded = make_batch(frames=6, words=7)
     padded.video_tokens[:, :, :3], padded.text_tokens[:, :, :4] = batch.tokens
     padded.frame_mask[:, :, 3:], padded.word_mask[:, :, 4:] = False, False
-    actual = similarity(
-        *padded.tokens, frame_mask=padded.frame_mask, word_mask=padded.word_mask
-    )
+    actual = similarity(*padded.tokens, frame_mask=padded.frame_mask, word_mask=padded.word_mask)
     torch.testing.assert_close(actual, similarity(*batch.tokens))
 
 

@@ -1,0 +1,151 @@
+"""The public surface, what importing costs, and which file may import which."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import norton_losses
+from norton_losses import functional, sinkhorn
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "norton_losses"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+PUBLIC = {
+    "AbstractSinkhorn",
+    "AbstractTokenSimilarity",
+    "CaptionAverage",
+    "ClipCaptionOTLoss",
+    "ClipCaptionOutput",
+    "MaxSimilarity",
+    "MeanSimilarity",
+    "NortonLoss",
+    "NortonOutput",
+    "NortonVideoParagraphLoss",
+    "POTSinkhorn",
+    "PromptBucket",
+    "SoftMaximumSimilarity",
+    "Support",
+    "Temperature",
+    "TorchSinkhorn",
+    "TransportMeasure",
+    "TransportOutput",
+    "TransportPlan",
+    "TransportProblem",
+    "VideoParagraphOutput",
+    "functional",
+    "sinkhorn",
+}
+
+# What each file may import of the package. Private helpers may be imported by all.
+BELOW: dict[str, set[str]] = {
+    "sinkhorn": set(),
+    "fusion": set(),
+    "token_similarity": {"fusion"},
+    "contrastive": set(),
+    "prompt_bucket": {"sinkhorn"},
+    "sequence_measures": {"prompt_bucket", "sinkhorn"},
+    "video_paragraph": {"sequence_measures", "token_similarity", "contrastive", "sinkhorn"},
+    "clip_caption": {"contrastive", "sinkhorn"},
+    "norton": {
+        "video_paragraph",
+        "clip_caption",
+        "sequence_measures",
+        "token_similarity",
+        "sinkhorn",
+    },
+}
+OPTIONAL = {
+    "ot": {"pot_sinkhorn"},
+    "geomloss": set(),
+    "pykeops": set(),
+    "triton": set(),
+    "matplotlib": set(),
+}
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: imports are absolute"
+            names.add(node.module or "")
+    return names
+
+
+def test_public_surface_is_pinned() -> None:
+    assert set(norton_losses.__all__) == PUBLIC
+    assert norton_losses.__all__ == sorted(norton_losses.__all__)
+    for module in (norton_losses, functional, sinkhorn):
+        assert all(hasattr(module, name) for name in module.__all__)
+
+
+@pytest.mark.parametrize("module", [norton_losses, functional], ids=lambda module: module.__name__)
+def test_public_names_are_documented_with_an_example(module) -> None:
+    carried = ("Output", "Support")  # results explain their fields; their makers have the example
+    for name in module.__all__:
+        documented = getattr(module, name).__doc__
+        assert documented, name
+        if not name.startswith("Abstract") and name not in ("functional", "sinkhorn"):
+            assert name.endswith(carried) or ">>>" in documented, name
+
+
+def test_importing_pulls_in_nothing_optional() -> None:
+    code = (
+        "import norton_losses, sys; "
+        "print(sorted({'ot', 'geomloss', 'pykeops', 'triton', 'matplotlib', 'sklearn'} "
+        "& set(sys.modules)))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for name in imported(path):
+        top, *rest = name.split(".")
+        if top in OPTIONAL:
+            assert path.stem in OPTIONAL[top], f"{path.name} may not import {top}"
+        if top == "norton_losses" and rest and layer in BELOW and not rest[0].startswith("_"):
+            assert rest[0] in BELOW[layer] | {layer}, f"{layer} may not import {rest[0]}"
+        if layer.startswith("_") and top == "norton_losses" and layer != "__init__":
+            assert rest, path.name
+            assert rest[0].startswith("_"), f"{path.name} may not import {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_users_mistakes_are_never_asserted(path: Path) -> None:
+    assert not any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(path.read_text())))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("*.py")), ids=lambda path: path.name)
+def test_no_comparison_is_thrown_away(path: Path) -> None:
+    """`np.allclose(a, b)` as a statement tests nothing."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Expr):
+            value = node.value
+            discarded = isinstance(value, ast.Compare) or (
+                isinstance(value, ast.Call)
+                and ast.unparse(value.func).split(".")[-1] in {"allclose", "equal", "isclose"}
+            )
+            assert not discarded, f"{path.name}:{node.lineno} compares and throws the result away"
+
+
+def test_default_device_and_dtype_are_respected() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        loss = norton_losses.NortonLoss()
+        assert next(loss.parameters()).dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)

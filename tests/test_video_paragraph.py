@@ -1,0 +1,368 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from norton_losses import (
+    CaptionAverage,
+    MaxSimilarity,
+    MeanSimilarity,
+    NortonVideoParagraphLoss,
+    PromptBucket,
+    SoftMaximumSimilarity,
+    TorchSinkhorn,
+    TransportMeasure,
+)
+from norton_losses.functional import video_paragraph_loss
+from tests import naive
+from tests.batches import Batch, make_batch
+
+# Differencing goes through the transport plan as well, so only the entropic score, whose gradient
+# is exact with the plan held fixed, can be checked whole; the others are checked with theirs fixed.
+ENTROPIC = TransportMeasure(0.3, PromptBucket(value=0.1), TorchSinkhorn(400), score="entropic")
+
+
+def explained_by_loops(batch: Batch, loss: NortonVideoParagraphLoss) -> float:
+    """The loss from its definition: every pair of sequences on its own, valid entries only."""
+    similarity = loss.similarity(
+        *batch.tokens,
+        frame_mask=batch.frame_mask & batch.clip_mask[..., None],
+        word_mask=batch.word_mask & batch.caption_mask[..., None],
+    ).numpy()
+    clips, captions = batch.clips_present.numpy(), batch.captions_present.numpy()
+    size = len(clips)
+    length = min(clips.shape[1], captions.shape[1])
+    own = sorted(
+        similarity[b, b, i, i]
+        for b in range(size)
+        for i in range(length)
+        if clips[b, i] and captions[b, i]
+    )
+    p = own[max(1, int(0.3 * len(own))) - 1]
+    scores = np.array(
+        [
+            [
+                naive.transport_measure(
+                    similarity[a, b][clips[a]][:, captions[b]], p, 0.05, 50, True
+                )
+                for b in range(size)
+            ]
+            for a in range(size)
+        ]
+    )
+    mean_length = (clips.sum() + captions.sum()) / (2 * size)
+    return naive.cross_entropy(scores * mean_length / 0.07, np.eye(size))
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize(("clips", "captions"), [(4, 4), (5, 3), (1, 4)])
+def test_value_is_the_definition(ragged: bool, clips: int, captions: int) -> None:
+    batch = make_batch(3, clips, captions, ragged=ragged and clips > 1)
+    loss = NortonVideoParagraphLoss()
+    actual = loss(*batch.tokens, **batch.masks)
+    assert actual.item() == pytest.approx(explained_by_loops(batch, loss), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        NortonVideoParagraphLoss(measure=ENTROPIC, temperature=0.5),
+        NortonVideoParagraphLoss(MaxSimilarity(), ENTROPIC, temperature=0.5),
+        NortonVideoParagraphLoss(MeanSimilarity(), CaptionAverage(), temperature=0.5),
+        NortonVideoParagraphLoss(SoftMaximumSimilarity(rescale="minmax"), CaptionAverage()),
+    ],
+    ids=["entropic", "max", "mean", "minmax"],
+)
+def test_gradcheck(loss: NortonVideoParagraphLoss) -> None:
+    batch = make_batch(2, 2, 3, frames=2, words=2, width=3, ragged=True).leaves()
+    loss = loss.double()
+    assert torch.autograd.gradcheck(
+        lambda v, t, _: loss(v, t, **batch.masks), (*batch.tokens, loss.temperature.log_scale)
+    )
+
+
+@pytest.mark.parametrize("conserve_mass", [True, False])
+def test_gradient_with_the_plan_held_fixed(conserve_mass: bool) -> None:
+    batch = make_batch(2, 3, 3, ragged=True).leaves()
+    measure = TransportMeasure(conserve_mass=conserve_mass)
+    loss = NortonVideoParagraphLoss(measure=measure, learnable_temperature=False).double()
+    out = loss.explain(*batch.tokens, **batch.masks)
+    assert out.plan is not None
+    core = out.plan.core
+    weights = core / core.sum((-2, -1), keepdim=True) if conserve_mass else 2 * core
+
+    class Frozen(torch.nn.Module):
+        def forward(self, similarity, clip_mask, caption_mask):
+            return (weights * similarity).sum((-2, -1))
+
+    frozen = NortonVideoParagraphLoss(measure=Frozen(), learnable_temperature=False).double()
+    expected = torch.autograd.grad(frozen(*batch.tokens, **batch.masks), batch.tokens)
+    for ours, theirs in zip(torch.autograd.grad(out.loss, batch.tokens), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert torch.autograd.gradcheck(lambda v, t: frozen(v, t, **batch.masks), batch.tokens)
+
+
+def test_a_gradient_step_lowers_the_loss() -> None:
+    batch = make_batch(4).leaves()
+    loss = NortonVideoParagraphLoss()
+    before = loss(*batch.tokens)
+    gradients = torch.autograd.grad(before, batch.tokens)
+    after = loss(*(t - 1e-3 * g for t, g in zip(batch.tokens, gradients, strict=True)))
+    assert after < before
+
+
+def test_module_is_the_function_of_its_similarity() -> None:
+    batch = make_batch(ragged=True)
+    loss = NortonVideoParagraphLoss(temperature=0.1)
+    out = loss.explain(*batch.tokens, **batch.masks)
+    value = video_paragraph_loss(
+        out.similarity,
+        clip_mask=batch.clips_present,
+        caption_mask=batch.captions_present,
+        temperature=loss.temperature(),
+    )
+    assert torch.equal(value, out.loss)
+    assert torch.equal(out.clip_mask, batch.clips_present)
+
+
+@pytest.mark.parametrize(
+    "similarity",
+    [SoftMaximumSimilarity(), SoftMaximumSimilarity(rescale="minmax"), MaxSimilarity()],
+)
+def test_what_is_masked_has_no_effect(similarity: torch.nn.Module) -> None:
+    batch = make_batch(ragged=True)
+    loss = NortonVideoParagraphLoss(similarity)  # type: ignore[arg-type]
+
+    def run(garbage: float) -> list[torch.Tensor]:
+        leaves = batch.leaves()
+        with torch.no_grad():
+            leaves.video_tokens[~(batch.frame_mask & batch.clip_mask[..., None])] = garbage
+            leaves.text_tokens[~(batch.word_mask & batch.caption_mask[..., None])] = -garbage
+        value = loss(*leaves.tokens, **batch.masks)
+        return [value.detach(), *torch.autograd.grad(value, leaves.tokens)]
+
+    for clean, dirty in zip(run(0.0), run(math.nan), strict=True):
+        assert torch.equal(clean, dirty)
+
+
+def test_padding_with_whole_clips_changes_nothing() -> None:
+    batch, padded = make_batch(clips=4, captions=3), make_batch(clips=6, captions=7)
+    padded.video_tokens[:, :4], padded.text_tokens[:, :3] = batch.tokens
+    padded.clip_mask[:, 4:], padded.caption_mask[:, 3:] = False, False
+    loss = NortonVideoParagraphLoss()
+    torch.testing.assert_close(loss(*padded.tokens, **padded.masks), loss(*batch.tokens))
+
+
+def test_an_absent_sequence_is_as_if_not_in_the_batch() -> None:
+    batch = make_batch(4).leaves()
+    batch.clip_mask[2], batch.word_mask[2] = False, False
+    loss = NortonVideoParagraphLoss()
+    rest = torch.tensor([0, 1, 3])
+    value = loss(*batch.tokens, **batch.masks)
+    expected = loss(*(t[rest] for t in batch.tokens))
+    torch.testing.assert_close(value, expected)
+    for gradient in torch.autograd.grad(value, batch.tokens):
+        assert not gradient[2].any()
+
+
+def test_a_video_without_paragraph_is_still_a_negative() -> None:
+    batch = make_batch(3)
+    batch.caption_mask[2] = False
+    out = NortonVideoParagraphLoss().explain(*batch.tokens, **batch.masks)
+    rows = out.logits[:2, :2].log_softmax(1).diagonal()
+    columns = out.logits[:, :2].log_softmax(0).diagonal()
+    torch.testing.assert_close(out.loss, -(rows + columns).mean())
+    assert not out.scores[:, 2].any()
+
+
+def test_nothing_valid_gives_zero_on_the_graph() -> None:
+    batch = make_batch().leaves()
+    batch.frame_mask[:] = False
+    loss = NortonVideoParagraphLoss()
+    value = loss(*batch.tokens, **batch.masks)
+    value.backward()
+    assert value.item() == 0
+    for leaf in (*batch.tokens, loss.temperature.log_scale):
+        assert leaf.grad is not None
+        assert not leaf.grad.any()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [NortonVideoParagraphLoss(), NortonVideoParagraphLoss(SoftMaximumSimilarity(rescale="minmax"))],
+)
+@pytest.mark.parametrize("fill", [0.0, 1.0])
+def test_all_equal_similarity_is_finite(loss: NortonVideoParagraphLoss, fill: float) -> None:
+    tokens = torch.full((3, 2, 2, 4), fill, requires_grad=True)
+    value = loss(tokens, tokens)
+    value.backward()
+    assert value.item() == pytest.approx(2 * math.log(3), rel=1e-5)
+    assert tokens.grad is not None
+    assert tokens.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("batch_size", "clips"), [(1, 4), (3, 1), (1, 1)])
+def test_batch_of_one_and_one_clip(batch_size: int, clips: int) -> None:
+    batch = make_batch(batch_size, clips, clips).leaves()
+    value = NortonVideoParagraphLoss()(*batch.tokens)
+    value.backward()
+    assert batch.video_tokens.grad is not None
+    assert batch.video_tokens.grad.isfinite().all()
+    assert (value == 0) == (batch_size == 1)
+
+
+def test_three_dimensional_tokens_stand_for_one_token_each() -> None:
+    batch = make_batch(frames=1, words=1, ragged=True)
+    masks = {"clip_mask": batch.clips_present, "caption_mask": batch.captions_present}
+    loss = NortonVideoParagraphLoss()
+    flat = loss(*(t[:, :, 0] for t in batch.tokens), **masks)
+    torch.testing.assert_close(flat, loss(*batch.tokens, **batch.masks))
+
+
+def test_embeddings_default_to_the_mean_of_valid_tokens() -> None:
+    batch = make_batch(ragged=True)
+    clips = torch.zeros(3, 4, 8).double()
+    for b, i in np.ndindex(3, 4):
+        if batch.frame_mask[b, i].any():
+            clips[b, i] = batch.video_tokens[b, i][batch.frame_mask[b, i]].mean(0)
+    loss = NortonVideoParagraphLoss()
+    torch.testing.assert_close(
+        loss(*batch.tokens, **batch.masks, clip_embeddings=clips),
+        loss(*batch.tokens, **batch.masks),
+    )
+
+
+def test_group_members_are_not_negatives() -> None:
+    batch = make_batch(3)
+    loss = NortonVideoParagraphLoss()
+    out = loss.explain(*batch.tokens, group_ids=torch.tensor([7, 7, 9]))
+    hidden = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 0]]).bool()
+    seen = out.logits.masked_fill(hidden, -torch.inf)
+    expected = -(seen.log_softmax(0) + seen.log_softmax(1)).diagonal().mean()
+    torch.testing.assert_close(out.loss, expected)
+    assert torch.equal(loss(*batch.tokens, group_ids=torch.arange(3)), loss(*batch.tokens))
+    assert loss(*batch.tokens, group_ids=torch.zeros(3).long()).item() == pytest.approx(
+        0, abs=1e-12
+    )
+
+
+class TestExplain:
+    def test_only_the_loss_carries_gradient(self) -> None:
+        batch = make_batch().leaves()
+        loss = NortonVideoParagraphLoss()
+        out = loss.explain(*batch.tokens)
+        assert out.loss.requires_grad
+        assert out.plan is not None
+        assert out.bucket_value is not None
+        rest = (out.similarity, out.scores, out.logits, out.temperature, out.bucket_value)
+        assert not any(t.requires_grad for t in (*rest, out.plan.plan, out.plan.score))
+        assert torch.equal(out.loss, loss(*batch.tokens))
+
+    def test_is_frozen(self) -> None:
+        out = NortonVideoParagraphLoss().explain(*make_batch().tokens)
+        with pytest.raises(AttributeError):
+            out.loss = out.scores  # type: ignore[misc]
+
+    def test_measures_without_plan_have_none(self) -> None:
+        loss = NortonVideoParagraphLoss(measure=CaptionAverage())
+        out = loss.explain(*make_batch().tokens)
+        assert out.plan is None
+        assert out.bucket_value is None
+
+    def test_plan_finds_late_captions(self) -> None:
+        clips = torch.eye(6)[None].expand(2, 6, 6)
+        captions = clips.roll(1, dims=1)  # every caption comes one clip late
+        out = NortonVideoParagraphLoss(measure=TransportMeasure(bucket=None)).explain(
+            clips, captions
+        )
+        assert out.plan is not None
+        assert (out.plan.core[0, 0].argmax(0) == torch.arange(6).roll(1)).all()
+
+
+class TestScore:
+    @pytest.mark.parametrize("bucket_value", [None, 0.2])
+    def test_any_tiling_gives_the_same(self, bucket_value: float | None) -> None:
+        videos, texts = make_batch(5, ragged=True), make_batch(4, seed=1, ragged=True)
+        loss = NortonVideoParagraphLoss()
+
+        def score(rows: slice, columns: slice) -> torch.Tensor:
+            return loss.score(
+                videos.video_tokens[rows],
+                texts.text_tokens[columns],
+                frame_mask=videos.frame_mask[rows],
+                clip_mask=videos.clip_mask[rows],
+                word_mask=texts.word_mask[columns],
+                caption_mask=texts.caption_mask[columns],
+                bucket_value=bucket_value,
+            )
+
+        whole = score(slice(None), slice(None))
+        assert whole.shape == (5, 4)
+        tiles = torch.cat(
+            [
+                torch.cat([score(slice(r, r + 2), slice(c, c + 3)) for c in (0, 3)], dim=1)
+                for r in (0, 2, 4)
+            ]
+        )
+        torch.testing.assert_close(tiles, whole, rtol=0, atol=1e-14)
+
+    def test_is_the_measure_without_length_or_temperature(self) -> None:
+        batch = make_batch(3)
+        loss = NortonVideoParagraphLoss()
+        out = loss.explain(*batch.tokens)
+        assert out.bucket_value is not None
+        fixed = loss.score(*batch.tokens, bucket_value=out.bucket_value.item())
+        torch.testing.assert_close(fixed, out.scores)
+        free = NortonVideoParagraphLoss(measure=TransportMeasure(bucket=None))
+        torch.testing.assert_close(loss.score(*batch.tokens), free.explain(*batch.tokens).scores)
+
+    def test_absent_candidates_score_minus_infinity(self) -> None:
+        batch = make_batch(3)
+        batch.clip_mask[1], batch.word_mask[2] = False, False
+        score = NortonVideoParagraphLoss().score(*batch.tokens, **batch.masks)
+        assert (score[1] == -torch.inf).all()
+        assert (score[:, 2] == -torch.inf).all()
+        assert score[[0, 2]][:, :2].isfinite().all()
+
+    def test_min_max_needs_its_range(self) -> None:
+        batch = make_batch(3)
+        loss = NortonVideoParagraphLoss(SoftMaximumSimilarity(rescale="minmax"))
+        with pytest.raises(ValueError, match=r"pass similarity_range=\(lo, hi\)"):
+            loss.score(*batch.tokens)
+        whole = loss.score(*batch.tokens, similarity_range=(-1.0, 1.0))
+        part = loss.score(*(t[1:] for t in batch.tokens), similarity_range=(-1.0, 1.0))
+        torch.testing.assert_close(whole[1:, 1:], part)
+        with pytest.raises(ValueError, match="lo < hi"):
+            loss.score(*batch.tokens, similarity_range=(1.0, 1.0))
+        with pytest.raises(ValueError, match="rescale is None here"):
+            NortonVideoParagraphLoss().score(*batch.tokens, similarity_range=(0.0, 1.0))
+
+    def test_bucket_value_needs_a_transport(self) -> None:
+        loss = NortonVideoParagraphLoss(measure=CaptionAverage())
+        with pytest.raises(ValueError, match=r"TransportMeasure, and this loss has a CaptionAv"):
+            loss.score(*make_batch().tokens, bucket_value=0.1)
+
+
+class TestFunction:
+    def test_garbage_in_absent_cells_has_no_effect(self) -> None:
+        similarity = torch.rand(2, 2, 3, 3)
+        clips = torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
+        dirty = similarity.clone()
+        dirty[0, :, 2] = math.nan
+        assert torch.equal(
+            video_paragraph_loss(dirty, clip_mask=clips),
+            video_paragraph_loss(similarity, clip_mask=clips),
+        )
+
+    def test_errors(self) -> None:
+        with pytest.raises(ValueError, match="as many videos as paragraphs"):
+            video_paragraph_loss(torch.rand(2, 3, 4, 4))
+        with pytest.raises(ValueError, match="similarity must have 4 dimensions"):
+            video_paragraph_loss(torch.rand(4, 4))
+        with pytest.raises(ValueError, match="temperature must lie in"):
+            video_paragraph_loss(torch.rand(2, 2, 3, 3), temperature=0.0)
+        with pytest.raises(TypeError, match="similarity must be a floating tensor"):
+            video_paragraph_loss(torch.ones(2, 2, 3, 3).long())
