@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from norton_losses._checks import check_device, check_floating, check_mask, check_shape
@@ -127,7 +128,7 @@ def _complete(
     if tokens.dim() == 3:
         tokens = tokens[:, :, None]  # (B, L, 1, D)
     if token_mask is None:
-        token_mask = tokens.new_ones(tokens.shape[:3], dtype=bool)
+        token_mask = tokens.new_ones(tokens.shape[:3], dtype=torch.bool)
     if mask is not None:
         token_mask = token_mask & mask[..., None]
     if embeddings is None:

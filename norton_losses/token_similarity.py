@@ -219,7 +219,8 @@ def _token_scores(
 
     This order is the one in which a single matrix product leaves them.
     """
-    scores = torch.tensordot(video_tokens, text_tokens, dims=([-1], [-1]))
+    scores = video_tokens.flatten(0, -2) @ text_tokens.flatten(0, -2).T
+    scores = scores.view(*video_tokens.shape[:-1], *text_tokens.shape[:-1])
     return scores, frame_mask[..., None, None, None], word_mask[None, None, None]
 
 

@@ -111,13 +111,13 @@ def make_corpus(
     frame_mask = np.zeros((videos, steps, max_frames), dtype=bool)
     words = np.zeros((videos, steps, max_words), dtype=np.int64)
     for b, i in np.ndindex(videos, steps):
-        frame_count = rng.integers(max_frames - 2, max_frames + 1)
-        word_count = rng.integers(max_words - 3, max_words + 1)
+        frame_count = int(rng.integers(max_frames - 2, max_frames + 1))
+        word_count = int(rng.integers(max_words - 3, max_words + 1))
         shown = _fill(
-            rng, _digits_of(recipe[b], clip_step[b, i]), frame_count, noise.distractor_frames
+            rng, _digits_of(recipe[b], int(clip_step[b, i])), frame_count, noise.distractor_frames
         )
         named = _fill(
-            rng, _digits_of(recipe[b], caption_step[b, i]), word_count, noise.filler_words
+            rng, _digits_of(recipe[b], int(caption_step[b, i])), word_count, noise.filler_words
         )
         frames[b, i, :frame_count] = [scans.frame(digit) for digit in shown]
         frame_mask[b, i, :frame_count] = True
@@ -143,12 +143,12 @@ class _Scans:
     """Real scans of one split, drawn by digit, and distractors made of them."""
 
     def __init__(self, split: str, rng: np.random.Generator) -> None:
-        data = load_digits()
+        pixels, digits = load_digits(return_X_y=True)
         # The scans are stored in the order of their writers: cut once, and the hands differ too.
-        cut = round(len(data.target) * (1 - _TEST_SHARE))
+        cut = round(len(digits) * (1 - _TEST_SHARE))
         part = slice(0, cut) if split == "train" else slice(cut, None)
-        images, labels = data.images[part] / 16, data.target[part]
-        self._by_digit = [images[labels == digit] for digit in range(DIGITS)]
+        images = np.reshape(pixels, (-1, 8, 8))[part] / 16
+        self._by_digit = [images[digits[part] == digit] for digit in range(DIGITS)]
         self._rng = rng
 
     def frame(self, digit: int) -> np.ndarray:

@@ -75,7 +75,7 @@ class POTSinkhorn(AbstractSinkhorn):
 
 def _import_ot_batch() -> Any:
     try:
-        import ot.batch
+        import ot.batch  # pyright: ignore[reportMissingTypeStubs]
     except ImportError as error:
         raise ImportError(
             "POTSinkhorn needs Python Optimal Transport 0.9.7 or newer; install it with "

@@ -1,0 +1,65 @@
+"""Retrieval on held-out videos, query by query, and what the seeds and videos leave uncertain."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from examples.handwritten_howto.corpus import NOTHING, Corpus
+from examples.handwritten_howto.towers import Towers
+from examples.handwritten_howto.training import pooled
+from norton_losses import CaptionAverage, NortonVideoParagraphLoss
+
+MEASURES = (
+    "clip→caption",
+    "caption average",
+    "transport",
+    "caption average, background",
+    "transport, background",
+)
+
+
+@torch.no_grad()
+def evaluate(towers: Towers, held_out: Corpus) -> dict[str, np.ndarray]:
+    """Share of hits at rank 1 for each video (B,), under each name in `MEASURES`.
+
+    Every objective is judged by the same thing, the cosine of mean embeddings. A clip finds its
+    caption if the first caption names exactly its digits; a video finds its paragraph if that
+    ranks first, ties counting as half a place. Background clips have no caption.
+    """
+    frames, words = towers(held_out)
+    clips, captions = pooled(frames, held_out.frame_mask), pooled(words, held_out.word_mask)
+    content = held_out.clip_step != NOTHING
+    hits = {"clip→caption": _clip_hits(clips, captions, content, held_out.recipe)}
+    by_average = NortonVideoParagraphLoss(measure=CaptionAverage())
+    by_transport = NortonVideoParagraphLoss()
+    for suffix, clip_mask in (("", content), (", background", torch.ones_like(content))):
+        for name, loss in (("caption average", by_average), ("transport", by_transport)):
+            scores = loss.score(clips, captions, clip_mask=clip_mask, caption_mask=content)
+            hits[name + suffix] = _first(scores)
+    return hits
+
+
+def interval(hits: np.ndarray, rng: np.random.Generator, draws: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of hits (seeds, videos), resampling both."""
+    seeds, videos = hits.shape
+    rows = rng.integers(seeds, size=(draws, seeds, 1))
+    columns = rng.integers(videos, size=(draws, 1, videos))
+    low, high = np.percentile(hits[rows, columns].mean((1, 2)), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _clip_hits(clips: Tensor, captions: Tensor, content: Tensor, recipe: Tensor) -> np.ndarray:
+    unit = torch.nn.functional.normalize
+    scores = unit(clips[content], dim=-1) @ unit(captions[content], dim=-1).T
+    steps = recipe[content]
+    right = (steps[scores.argmax(1)] == steps).all(-1).float()
+    per_clip = torch.zeros(content.shape).masked_scatter(content, right)
+    return (per_clip.sum(1) / content.sum(1).clamp(min=1)).numpy()
+
+
+def _first(scores: Tensor) -> np.ndarray:
+    own = scores.diagonal()[:, None]
+    rank = (scores > own).sum(1) + ((scores == own).sum(1) - 1) / 2
+    return (rank < 1).float().numpy()
