@@ -186,6 +186,7 @@ class TestAsModule:
 
     # torch's own tracer instantiates autograd functions, which torch deprecates.
     @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+    @pytest.mark.slow
     @every_loss
     def test_compiles_without_a_graph_break(self, make) -> None:
         batch = make_batch(ragged=True).leaves()

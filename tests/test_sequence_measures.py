@@ -109,6 +109,7 @@ def test_gradient_is_the_plan_over_its_mass() -> None:
     torch.testing.assert_close(gradient, core / core.sum((-2, -1), keepdim=True))
 
 
+@pytest.mark.slow
 def test_entropic_gradient_is_exact() -> None:
     similarity, clips, captions = ragged()
     measure = TransportMeasure(0.2, PromptBucket(value=0.4), TorchSinkhorn(500), score="entropic")

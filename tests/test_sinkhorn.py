@@ -189,6 +189,7 @@ def test_batch_is_the_loop_over_its_problems(solver: Solver) -> None:
         )
 
 
+@pytest.mark.slow
 @every_solver
 def test_gradient_of_the_value_is_the_plan(solver: Solver) -> None:
     problem = random_problem(2)

@@ -66,6 +66,7 @@ def test_value_is_the_definition(ragged: bool, clips: int, captions: int) -> Non
     assert actual.item() == pytest.approx(explained_by_loops(batch, loss), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss",
     [

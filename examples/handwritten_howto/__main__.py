@@ -123,7 +123,8 @@ def _write(
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m examples.handwritten_howto", description=__doc__
+        prog="python -m examples.handwritten_howto",
+        description="Train three objectives on handwritten recipes and compare them.",
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=500)
