@@ -57,6 +57,8 @@ def check_mask(name: str, mask: Tensor, shape: Sequence[int], like: Tensor) -> N
 
 def check_group_ids(name: str, group_ids: Tensor, shape: Sequence[int], like: Tensor) -> None:
     """An integer tensor of exactly ``shape`` on the device of ``like``."""
+    if not isinstance(group_ids, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"{name} must be an integer torch.Tensor, got {type(group_ids).__name__}")
     if group_ids.is_floating_point() or group_ids.is_complex():
         raise TypeError(
             f"{name} must be an integer tensor, got {group_ids.dtype}; "

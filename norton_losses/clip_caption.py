@@ -280,7 +280,9 @@ class ClipCaptionOTLoss(nn.Module):
                 "logit_scale replaces the temperature, and this loss has one of its own; build it "
                 "with ClipCaptionOTLoss(temperature=None), or leave logit_scale out"
             )
-        if isinstance(logit_scale, Tensor) and logit_scale.numel() != 1:
+        if not isinstance(logit_scale, Tensor):
+            check_positive("logit_scale", logit_scale)
+        elif logit_scale.numel() != 1:
             raise ValueError(
                 "logit_scale must be a single number, already exponentiated, got shape "
                 f"{tuple(logit_scale.shape)}; for CLIP models pass model.logit_scale.exp()"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_losses._checks import check_floating, check_fraction, check_mask
+from norton_losses._numerics import up_cast, working_dtype
 from norton_losses.sinkhorn.problem import TransportProblem, log_marginal
 
 
@@ -103,6 +104,8 @@ def bucket_problem(
     """
     _check(similarity, clip_mask, caption_mask)
     bv, bt, n, m = similarity.shape
+    absent = ~(clip_mask[:, None, :, None] & caption_mask[None, :, None, :])
+    similarity = up_cast(similarity, working_dtype(similarity)).masked_fill(absent, 0)
     scores = similarity.new_ones(bv, bt, n + 1, m + 1) * p
     scores[..., :n, :m] = similarity
 

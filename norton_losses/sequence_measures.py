@@ -7,6 +7,7 @@ another's place without a new temperature.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import final
 
 import torch
@@ -146,9 +147,10 @@ class TransportMeasure(nn.Module):
         epsilon: strength of the entropy, in units of similarity.
         bucket: a :class:`PromptBucket`, a number (its ratio), or None for no bucket.
         sinkhorn: a solver, or its name: ``"auto"``, ``"torch"``, ``"pot"``.
-        conserve_mass: for ``score="similarity"``, see :func:`transport_score`.
+        conserve_mass: for ``score="similarity"`` alone, see :func:`transport_score`.
         score: ``"similarity"`` is :func:`transport_score`; ``"entropic"`` is
-            :func:`entropic_score` of the whole problem, bucket included.
+            :func:`entropic_score` of the whole problem: it counts the bucket's mass at p and
+            subtracts the entropy term, so it runs lower and may want a lower temperature.
 
     Raises:
         ValueError: ``epsilon`` not above 0, a ratio outside [0, 1], an unknown name.
@@ -177,7 +179,14 @@ class TransportMeasure(nn.Module):
         check_positive("epsilon", epsilon)
         check_choice("score", score, ("similarity", "entropic"))
         self.epsilon = epsilon
-        self.bucket = PromptBucket(bucket) if isinstance(bucket, (int, float)) else bucket
+        if bucket is not None and not isinstance(bucket, PromptBucket):
+            if isinstance(bucket, bool) or not isinstance(bucket, Real):
+                raise TypeError(
+                    "bucket must be a PromptBucket, a ratio in [0, 1], or None for no bucket, got "
+                    f"{bucket!r}"
+                )
+            bucket = PromptBucket(float(bucket))
+        self.bucket = bucket
         self.sinkhorn = resolve(sinkhorn)
         self.conserve_mass = conserve_mass
         self.score: TransportScore = score
@@ -194,9 +203,8 @@ class TransportMeasure(nn.Module):
             p = None
             if self.bucket is None:
                 bv, bt, n, m = similarity.shape
-                both = clip_mask.any(-1)[:, None, None] & caption_mask.any(-1)[None, :, None]
-                rows = (clip_mask[:, None] & both).expand(bv, bt, n)
-                columns = (caption_mask[None] & both).expand(bv, bt, m)
+                rows = clip_mask[:, None].expand(bv, bt, n)
+                columns = caption_mask[None].expand(bv, bt, m)
                 problem = TransportProblem.uniform(similarity, rows, columns, self.epsilon)
             else:
                 p = self.bucket.threshold(similarity, clip_mask, caption_mask)

@@ -78,7 +78,7 @@ def video_paragraph_loss(
         group_ids: (B,), integer. Sequences of the same group, such as parts of one source video,
             are not each other's negatives.
         measure: None means :class:`~norton_losses.TransportMeasure` with its defaults.
-        temperature: tau in [0.01, 1].
+        temperature: tau in [0.01, 1]. A tensor's range is not read: the GPU would have to wait.
 
     Returns:
         (), float32 or wider; 0 with zero gradients where no sequence is valid on both sides.
@@ -97,12 +97,18 @@ def video_paragraph_loss(
         >>> video_paragraph_loss(similarity) < 1e-3
         tensor(True)
     """
+    check_floating("similarity", similarity, "(B, B, N, M)")
     measure = TransportMeasure() if measure is None else measure
     if not isinstance(temperature, Tensor):
         check_temperature(temperature)
         temperature = similarity.new_full((), temperature, dtype=working_dtype(similarity))
+    elif temperature.numel() != 1:
+        raise ValueError(
+            f"temperature must be a single number, got shape {tuple(temperature.shape)}; "
+            "divide the similarity yourself if every sequence has its own"
+        )
     return explain_video_paragraph(
-        similarity, clip_mask, caption_mask, group_ids, measure, temperature
+        similarity, clip_mask, caption_mask, group_ids, measure, temperature.reshape(())
     ).loss
 
 
@@ -311,13 +317,15 @@ class NortonVideoParagraphLoss(nn.Module):
 
         A pair's score depends on that pair alone, so any tiling of candidates gives the same: there
         is no temperature, no factor of length, and no statistic of the batch. -inf where the video
-        or the paragraph has nothing valid.
+        or the paragraph has nothing valid. (``count_padding=True`` counts padding here too: then
+        only tiles of the same padded widths agree.)
 
         Args:
             video_tokens: (Bv, N, F, D) or (Bv, N, D), floating. Other arguments as in
                 :meth:`forward`; Bt may differ from Bv.
             bucket_value: a fixed p for a transport measure, in units of similarity, for example one
-                seen in ``explain(...).bucket_value``; None means no bucket.
+                seen in ``explain(...).bucket_value``; None means no bucket, even where training
+                uses a fixed one.
             similarity_range: ``(lo, hi)``, needed by a similarity with ``rescale="minmax"``, which
                 otherwise looks at the batch.
 

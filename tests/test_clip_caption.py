@@ -197,6 +197,11 @@ class TestLogitScale:
         with pytest.raises(ValueError, match=r"logit_scale must be a single number.*got shape \(2"):
             ClipCaptionOTLoss(temperature=None)(*pairs(), logit_scale=torch.ones(2))
 
+    @pytest.mark.parametrize("wrong", [0.0, -3.0, math.nan])
+    def test_positive(self, wrong: float) -> None:
+        with pytest.raises(ValueError, match="logit_scale must be a finite number above 0"):
+            ClipCaptionOTLoss(temperature=None)(*pairs(), logit_scale=wrong)
+
 
 def test_wide_raw_logits_are_transported_in_float64() -> None:
     clips, captions = (1e4 * t.float() for t in pairs())

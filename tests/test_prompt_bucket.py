@@ -143,3 +143,21 @@ def test_ratio_range(ratio: float) -> None:
 def test_value_must_be_finite(value: float) -> None:
     with pytest.raises(ValueError, match="value must be a finite similarity, got"):
         PromptBucket(value=value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_the_masses(dtype: torch.dtype) -> None:
+    problem = bucket_problem(torch.rand(1, 1, 7, 11).to(dtype), 0.3, full(1, 7), full(1, 11), 0.1)
+    for log_marginal in (problem.log_mu, problem.log_nu):
+        torch.testing.assert_close(log_marginal.exp().sum(-1), torch.ones(1, 1))
+
+
+def test_garbage_in_absent_cells_has_no_effect() -> None:
+    similarity, clips = torch.rand(1, 1, 3, 3), torch.tensor([[True, True, False]])
+    dirty = similarity.clone()
+    dirty[..., 2, :] = float("nan")
+    plans = [
+        TorchSinkhorn().solve(bucket_problem(s, 0.3, clips, full(1, 3), 0.1)).plan
+        for s in (similarity, dirty)
+    ]
+    assert torch.equal(*plans)

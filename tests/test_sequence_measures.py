@@ -202,3 +202,9 @@ def test_shapes_are_checked(measure: torch.nn.Module) -> None:
         measure(torch.rand(2, 3, 4, 5), torch.ones(2, 5, dtype=torch.bool))
     with pytest.raises(TypeError, match="caption_mask must be a bool tensor"):
         measure(torch.rand(2, 3, 4, 5), None, torch.ones(3, 5))
+
+
+@pytest.mark.parametrize("wrong", ["0.3", True])
+def test_bucket_must_be_a_bucket_or_a_ratio(wrong: object) -> None:
+    with pytest.raises(TypeError, match="bucket must be a PromptBucket, a ratio in"):
+        TransportMeasure(bucket=wrong)  # type: ignore[arg-type]

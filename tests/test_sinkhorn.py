@@ -265,7 +265,7 @@ def test_global_state_is_left_alone_even_by_an_error(
 
 @every_solver
 def test_settings_are_checked_at_construction(solver: Solver) -> None:
-    for wrong in (0, -1, 2.5):
+    for wrong in (0, -1, 2.5, 50.0, float("inf")):
         with pytest.raises(ValueError, match=r"iterations must be a whole number .* got"):
             solver(wrong)  # type: ignore[arg-type]
     assert solver(3) == solver(3) != solver(4)
@@ -280,6 +280,11 @@ class TestTolerance:
         assert (plan.iterations < 1000).all()
         exact = TorchSinkhorn(1000).solve(problem)
         torch.testing.assert_close(plan.plan, exact.plan, rtol=0, atol=1e-5)
+
+    def test_what_stopped_early_counts_as_converged(self) -> None:
+        problem = random_problem(200, n=20, m=20, epsilon=0.5, dtype=torch.float32)
+        plan = TorchSinkhorn(1000, tolerance=1e-5).solve(problem)
+        assert plan.converged.all()
 
     def test_does_not_depend_on_batch_mates(self) -> None:
         easy, hard = random_problem(epsilon=1.0), random_problem(epsilon=1.0, seed=1)
@@ -340,6 +345,36 @@ class TestProblem:
     def test_epsilon_must_be_positive(self, epsilon: float) -> None:
         with pytest.raises(ValueError, match="epsilon must be a finite number above 0, got"):
             TransportProblem(torch.eye(2), torch.zeros(2), torch.zeros(2), epsilon)
+
+
+class TestUniform:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    def test_masses_agree(self, dtype: torch.dtype) -> None:
+        rows, columns = torch.ones(3).bool(), torch.ones(300).bool()
+        problem = TransportProblem.uniform(torch.zeros(3, 300, dtype=dtype), rows, columns, 1.0)
+        for marginal in marginals(problem):
+            torch.testing.assert_close(marginal.sum(), torch.tensor(1.0))
+
+    def test_garbage_in_absent_cells_has_no_effect(self) -> None:
+        scores, columns = torch.rand(2, 3), torch.tensor([True, False, True])
+        dirty = scores.masked_fill(~columns, float("nan"))
+        plans = [
+            TorchSinkhorn()
+            .solve(TransportProblem.uniform(s, torch.ones(2).bool(), columns, 0.1))
+            .plan
+            for s in (scores, dirty)
+        ]
+        assert torch.equal(*plans)
+
+    def test_one_absent_side_leaves_nothing_to_move(self) -> None:
+        rows, columns = torch.ones(2).bool(), torch.zeros(3).bool()
+        plan = TorchSinkhorn().solve(TransportProblem.uniform(torch.rand(2, 3), rows, columns, 0.1))
+        assert not plan.plan.any()
+        assert plan.marginal_error == 0
+
+    def test_masks_are_checked(self) -> None:
+        with pytest.raises(TypeError, match="row_mask must be a bool tensor"):
+            TransportProblem.uniform(torch.rand(2, 3), torch.ones(2), torch.ones(3).bool(), 0.1)
 
 
 class TestResolve:

@@ -365,5 +365,13 @@ class TestFunction:
             video_paragraph_loss(torch.rand(4, 4))
         with pytest.raises(ValueError, match="temperature must lie in"):
             video_paragraph_loss(torch.rand(2, 2, 3, 3), temperature=0.0)
+        with pytest.raises(
+            ValueError, match=r"temperature must be a single number, got shape \(3,\)"
+        ):
+            video_paragraph_loss(torch.rand(3, 3, 3, 3), temperature=torch.ones(3))
+        with pytest.raises(TypeError, match=r"similarity must be a torch.Tensor .*, got list"):
+            video_paragraph_loss([[1.0]])  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="group_ids must be an integer torch.Tensor, got list"):
+            video_paragraph_loss(torch.rand(2, 2, 3, 3), group_ids=[0, 1])  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="similarity must be a floating tensor"):
             video_paragraph_loss(torch.ones(2, 2, 3, 3).long())

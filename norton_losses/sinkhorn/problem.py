@@ -7,7 +7,13 @@ from dataclasses import InitVar, dataclass, replace
 import torch
 from torch import Tensor
 
-from norton_losses._checks import check_device, check_floating, check_positive, check_shape
+from norton_losses._checks import (
+    check_device,
+    check_floating,
+    check_mask,
+    check_positive,
+    check_shape,
+)
 from norton_losses._numerics import up_cast, working_dtype
 
 
@@ -72,6 +78,8 @@ class TransportProblem:
     ) -> TransportProblem:
         """Equal mass on every valid row (..., n), and on every valid column (..., m).
 
+        What the scores hold where a row or a column is absent has no effect.
+
         Example:
             >>> import torch
             >>> from norton_losses import TransportProblem
@@ -80,6 +88,13 @@ class TransportProblem:
             >>> problem.log_nu.exp()
             tensor([0.5000, 0.5000, 0.0000])
         """
+        check_mask("row_mask", row_mask, scores.shape[:-1], scores)
+        check_mask("column_mask", column_mask, (*scores.shape[:-2], scores.shape[-1]), scores)
+        # With one side absent there is nothing to move.
+        rows, columns = row_mask.any(-1, keepdim=True), column_mask.any(-1, keepdim=True)
+        row_mask, column_mask = row_mask & columns, column_mask & rows
+        absent = ~(row_mask[..., :, None] & column_mask[..., None, :])
+        scores = up_cast(scores, working_dtype(scores)).masked_fill(absent, 0)
         one = scores.new_zeros(())
         return cls(
             scores,

@@ -34,7 +34,7 @@ class AbstractSinkhorn(ABC):
     iterations: int = 50
 
     def __post_init__(self) -> None:
-        if self.iterations < 1 or int(self.iterations) != self.iterations:
+        if not isinstance(self.iterations, int) or self.iterations < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(
                 f"iterations must be a whole number of at least 1, got {self.iterations}"
             )
