@@ -198,7 +198,7 @@ class TransportMeasure(nn.Module):
         caption_mask: Tensor | None = None,
     ) -> TransportOutput:
         """As :meth:`forward`, with the plan and the bucket's value beside the score."""
-        similarity, clip_mask, caption_mask = _read(similarity, clip_mask, caption_mask)
+        similarity, clip_mask, caption_mask = read_similarity(similarity, clip_mask, caption_mask)
         with full_precision(similarity):
             p = None
             if self.bucket is None:
@@ -277,12 +277,13 @@ class CaptionAverage(nn.Module):
             clip_mask: (Bv, N), bool, True where valid; None means all.
             caption_mask: (Bt, M), bool, True where valid; None means all.
         """
-        return caption_average(*_read(similarity, clip_mask, caption_mask))
+        return caption_average(*read_similarity(similarity, clip_mask, caption_mask))
 
 
-def _read(
+def read_similarity(
     similarity: Tensor, clip_mask: Tensor | None, caption_mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Checked, in the working precision, 0 where absent; with both masks, all True if left out."""
     check_floating("similarity", similarity, "(Bv, Bt, N, M)")
     bv, bt, n, m = similarity.shape
     masks: list[Tensor] = []

@@ -11,8 +11,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from norton_losses._checks import check_floating, check_group_ids, check_mask
-from norton_losses._numerics import full_precision, up_cast, working_dtype
+from norton_losses._checks import check_floating, check_group_ids
+from norton_losses._numerics import full_precision, working_dtype
 from norton_losses._sequences import Sequences, check_paired, read_sequences
 from norton_losses._typing import Range, SequenceMeasure, TokenSimilarity
 from norton_losses.contrastive import (
@@ -21,7 +21,7 @@ from norton_losses.contrastive import (
     other_members,
     symmetric_cross_entropy,
 )
-from norton_losses.sequence_measures import TransportMeasure
+from norton_losses.sequence_measures import TransportMeasure, read_similarity
 from norton_losses.sinkhorn import TransportPlan
 from norton_losses.token_similarity import SoftMaximumSimilarity
 
@@ -122,24 +122,16 @@ def explain_video_paragraph(
 ) -> VideoParagraphOutput:
     """:func:`video_paragraph_loss` and everything on the way to it."""
     check_floating("similarity", similarity, "(B, B, N, M)")
-    batch, others, n, m = similarity.shape
-    if batch != others:
+    if similarity.shape[0] != similarity.shape[1]:
         raise ValueError(
             "similarity must hold as many videos as paragraphs (B, B, N, M), got "
             f"{tuple(similarity.shape)}; video b is contrasted with paragraph b"
         )
-    if clip_mask is None:
-        clip_mask = similarity.new_ones((batch, n), dtype=torch.bool)
-    if caption_mask is None:
-        caption_mask = similarity.new_ones((batch, m), dtype=torch.bool)
-    check_mask("clip_mask", clip_mask, (batch, n), similarity)
-    check_mask("caption_mask", caption_mask, (batch, m), similarity)
     if group_ids is not None:
-        check_group_ids("group_ids", group_ids, (batch,), similarity)
+        check_group_ids("group_ids", group_ids, similarity.shape[:1], similarity)
+    similarity, clip_mask, caption_mask = read_similarity(similarity, clip_mask, caption_mask)
 
     with full_precision(similarity):
-        absent = ~(clip_mask[:, None, :, None] & caption_mask[None, :, None, :])
-        similarity = up_cast(similarity, working_dtype(similarity)).masked_fill(absent, 0)
         plan, bucket_value = None, None
         if isinstance(measure, TransportMeasure):
             transport = measure.explain(similarity, clip_mask, caption_mask)
@@ -289,6 +281,8 @@ class NortonVideoParagraphLoss(nn.Module):
             caption_embeddings=caption_embeddings,
         )
         check_paired(video, text)
+        if group_ids is not None:  # here, before the similarity is computed
+            check_group_ids("group_ids", group_ids, video.mask.shape[:1], video.tokens)
         with full_precision(video_tokens):
             return explain_video_paragraph(
                 self._similarity(video, text),
