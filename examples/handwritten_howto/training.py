@@ -9,13 +9,17 @@ from torch import Tensor
 
 from examples.handwritten_howto.corpus import Corpus
 from examples.handwritten_howto.towers import Towers
-from norton_losses import ClipCaptionOTLoss, NortonLoss
+from norton_losses import ClipCaptionOTLoss, NortonLoss, NortonVideoParagraphLoss
 
-# Name, and what builds the loss. InfoNCE is the clip-caption loss with hard targets.
-OBJECTIVES: dict[str, Callable[[], ClipCaptionOTLoss | NortonLoss]] = {
-    "InfoNCE": lambda: ClipCaptionOTLoss(beta=0.0),
-    "ClipCaptionOTLoss": ClipCaptionOTLoss,
-    "NortonLoss": NortonLoss,
+# Name, and what builds the loss at a starting temperature, the same for every contrast in it.
+# InfoNCE is the clip-caption loss with hard targets.
+OBJECTIVES: dict[str, Callable[[float], ClipCaptionOTLoss | NortonLoss]] = {
+    "InfoNCE": lambda temperature: ClipCaptionOTLoss(beta=0.0, temperature=temperature),
+    "ClipCaptionOTLoss": lambda temperature: ClipCaptionOTLoss(temperature=temperature),
+    "NortonLoss": lambda temperature: NortonLoss(
+        NortonVideoParagraphLoss(temperature=temperature),
+        ClipCaptionOTLoss(temperature=temperature),
+    ),
 }
 
 
@@ -25,13 +29,14 @@ def train(
     *,
     seed: int,
     steps: int,
+    temperature: float = 0.2,
     batch_videos: int = 16,
     learning_rate: float = 1e-3,
     on_step: Callable[[float], object] = lambda loss: None,
 ) -> tuple[Towers, ClipCaptionOTLoss | NortonLoss]:
     """Towers trained from scratch. A seed fixes weights and batches alike for every objective."""
     torch.manual_seed(seed)
-    towers, loss = Towers(), OBJECTIVES[objective]()
+    towers, loss = Towers(), OBJECTIVES[objective](temperature)
     batches = torch.Generator().manual_seed(seed)
     # The temperatures live in the loss.
     optimizer = torch.optim.Adam([*towers.parameters(), *loss.parameters()], lr=learning_rate)
