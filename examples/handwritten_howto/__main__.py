@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from examples.handwritten_howto.corpus import Noise, make_corpus
 from examples.handwritten_howto.evaluation import MEASURES, evaluate, interval
-from examples.handwritten_howto.picture import draw_alignment
+from examples.handwritten_howto.picture import draw_alignment, first_shifted
 from examples.handwritten_howto.training import OBJECTIVES, train
 from norton_losses import NortonLoss, __version__
 
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
                 )
                 hits[name].append(evaluate(towers, held_out))
                 if isinstance(loss, NortonLoss) and seed == 0:
-                    draw_alignment(towers, loss, noisy, 0, picture)
+                    draw_alignment(towers, loss, noisy, first_shifted(noisy), picture)
 
     table = _table(hits)
     differences = _differences(hits)

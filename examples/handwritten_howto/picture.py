@@ -16,7 +16,7 @@ from norton_losses import NortonLoss
 def draw_alignment(
     towers: Towers, loss: NortonLoss, corpus: Corpus, video: int, path: Path
 ) -> None:
-    """Draw video `video` of a noisy held-out corpus; the bucket's value is that of the corpus."""
+    """Draw one video of a noisy held-out corpus; the bucket's value is that of the corpus."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -53,6 +53,12 @@ def draw_alignment(
     for i, j in zip(*truth.nonzero(), strict=True):
         for axis in axes[:2]:
             axis.plot(j, i, "s", markersize=13, markerfacecolor="none", markeredgecolor="cyan")
-    axes[0].set_xlabel("cyan: true pairs")
-    figure.savefig(path, dpi=110)
+    figure.suptitle("One noisy held-out video; cyan squares: the true pairs", fontsize=12)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
+
+
+def first_shifted(corpus: Corpus) -> int:
+    """The first video in which a caption comes early or late."""
+    diagonal = torch.eye(corpus.truth.shape[-1], dtype=torch.bool)
+    return int((corpus.truth & ~diagonal).flatten(1).any(1).int().argmax())
