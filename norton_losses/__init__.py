@@ -19,6 +19,7 @@ from norton_losses.prompt_bucket import PromptBucket
 from norton_losses.sequence_measures import CaptionAverage, TransportMeasure, TransportOutput
 from norton_losses.sinkhorn import (
     AbstractSinkhorn,
+    PointCloudProblem,
     POTSinkhorn,
     Support,
     TorchSinkhorn,
@@ -46,6 +47,7 @@ __all__ = [
     "NortonOutput",
     "NortonVideoParagraphLoss",
     "POTSinkhorn",
+    "PointCloudProblem",
     "PromptBucket",
     "SoftMaximumSimilarity",
     "Support",

@@ -94,6 +94,13 @@ def check_not_negative(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a finite number, 0 or above, got {value}")
 
 
+def check_count(name: str, value: int | None, *, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+
+
 def check_fraction(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie in [0, 1], got {value}")

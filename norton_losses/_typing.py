@@ -10,6 +10,8 @@ Exponential: TypeAlias = Literal["mean", "sum"]
 Rescale: TypeAlias = Literal["minmax"] | None
 Range: TypeAlias = tuple[float, float]
 TransportScore: TypeAlias = Literal["similarity", "entropic"]
+PlanGradient: TypeAlias = Literal["detached", "implicit", "unrolled"]
+SinkhornDomain: TypeAlias = Literal["auto", "scaling", "absorbed", "log"]
 
 
 class SequenceMeasure(Protocol):

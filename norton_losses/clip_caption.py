@@ -131,7 +131,8 @@ def explain_clip_caption(
     identity = torch.diag(mask).to(logits.dtype)
     plan, targets = None, identity
     if beta > 0:
-        problem = TransportProblem.uniform(logits.detach(), mask, mask, epsilon)
+        bounds = None if logit_bound is None else (-logit_bound, logit_bound)
+        problem = TransportProblem.uniform(logits.detach(), mask, mask, epsilon, score_range=bounds)
         if logit_bound is None or 2 * logit_bound / epsilon > _FLOAT32_RANGE:
             problem = problem.to(torch.float64)
         plan = sinkhorn.solve(problem)

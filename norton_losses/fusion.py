@@ -71,6 +71,13 @@ class AbstractTokenSimilarity(nn.Module, ABC):
         the clip or the caption is absent.
         """
 
+    def bounds(self, frames: int, words: int) -> Range | None:
+        """What the similarity of clips of ``frames`` and captions of ``words`` must lie in.
+
+        None where the class does not say: a solver of transport may then have to look.
+        """
+        return (0.0, 1.0) if self.rescale == "minmax" else None
+
     def forward(
         self,
         video_tokens: Tensor,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from norton_losses._checks import check_floating, check_fraction, check_mask
 from norton_losses._numerics import up_cast, working_dtype
+from norton_losses._typing import Range
 from norton_losses.sinkhorn.problem import TransportProblem, log_marginal
 
 
@@ -71,6 +72,8 @@ def bucket_problem(
     clip_mask: Tensor,
     caption_mask: Tensor,
     epsilon: float,
+    *,
+    score_range: Range | None = None,
 ) -> TransportProblem:
     r"""Augment every similarity matrix by a bucket row, a bucket column and their corner, all p.
 
@@ -83,6 +86,7 @@ def bucket_problem(
         clip_mask: (Bv, N), bool.
         caption_mask: (Bt, M), bool.
         epsilon: strength of the entropy, in units of similarity.
+        score_range: ``(lo, hi)`` that similarity and p are known to lie in, if anything is.
 
     Returns:
         A problem of (N+1) x (M+1) with ``has_bucket=True``; rows are clips. Where the clips or the
@@ -123,6 +127,7 @@ def bucket_problem(
         torch.cat([log_marginal(row_mask, log_clips), bucket_row[..., None]], dim=-1),
         torch.cat([log_marginal(column_mask, log_captions), bucket_column[..., None]], dim=-1),
         epsilon,
+        score_range=score_range,
         has_bucket=True,
         check_values=False,
     )
@@ -136,6 +141,9 @@ class PromptBucket(nn.Module):
         ratio: p is this quantile of the similarities of aligned pairs in the batch, see
             :func:`bucket_threshold`. About this share of the aligned pairs is taken for noise.
         value: a fixed p in place of the quantile, in units of similarity.
+        learnable: add ``offset``, a parameter that starts at 0, to the quantile or the fixed value.
+            It is moved by the gradient of the plan, or by that of the entropic score:
+            :class:`~norton_losses.TransportMeasure` refuses it where there is neither.
 
     Raises:
         ValueError: ``ratio`` outside [0, 1], ``value`` not finite.
@@ -153,19 +161,26 @@ class PromptBucket(nn.Module):
                 [0., 0.]])
     """
 
-    def __init__(self, ratio: float = 0.3, *, value: float | None = None) -> None:
+    offset: nn.Parameter | None
+
+    def __init__(
+        self, ratio: float = 0.3, *, value: float | None = None, learnable: bool = False
+    ) -> None:
         super().__init__()
         check_fraction("ratio", ratio)
         if value is not None and not abs(value) < float("inf"):
             raise ValueError(f"value must be a finite similarity, got {value}")
         self.ratio = ratio
         self.value = value
+        self.offset = nn.Parameter(torch.zeros(())) if learnable else None
 
     def threshold(self, similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor) -> Tensor:
-        """The bucket's value p (), detached: see :func:`bucket_threshold`."""
+        """The bucket's value p (): see :func:`bucket_threshold`. Only ``offset`` has a gradient."""
         if self.value is not None:
-            return similarity.new_full((), self.value)
-        return bucket_threshold(similarity, clip_mask, caption_mask, self.ratio)
+            p = similarity.new_full((), self.value)
+        else:
+            p = bucket_threshold(similarity, clip_mask, caption_mask, self.ratio)
+        return p if self.offset is None else p + self.offset
 
     def augment(
         self,
@@ -174,9 +189,22 @@ class PromptBucket(nn.Module):
         clip_mask: Tensor,
         caption_mask: Tensor,
         epsilon: float,
+        *,
+        score_range: Range | None = None,
     ) -> TransportProblem:
         """The problem with the bucket in it: see :func:`bucket_problem`."""
-        return bucket_problem(similarity, p, clip_mask, caption_mask, epsilon)
+        return bucket_problem(
+            similarity, p, clip_mask, caption_mask, epsilon, score_range=score_range
+        )
+
+    def score_range(self, similarity_range: Range | None) -> Range | None:
+        """The range of the scores with the bucket in it, from that of the similarity."""
+        if similarity_range is None or self.offset is not None:
+            return None
+        lo, hi = similarity_range
+        # The quantile lies within, or is 0 where no pair is valid: then no cell is present.
+        p = lo if self.value is None else self.value
+        return min(lo, p), max(hi, p)
 
     def forward(
         self, similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor, epsilon: float
@@ -186,7 +214,8 @@ class PromptBucket(nn.Module):
         return self.augment(similarity, p, clip_mask, caption_mask, epsilon)
 
     def extra_repr(self) -> str:
-        return f"ratio={self.ratio}" if self.value is None else f"value={self.value}"
+        start = f"ratio={self.ratio}" if self.value is None else f"value={self.value}"
+        return start if self.offset is None else f"{start}, offset={self.offset.item():.4f}"
 
 
 def _check(similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from norton_losses._checks import check_choice, check_floating, check_mask, check_positive
 from norton_losses._numerics import full_precision, masked_amax, masked_mean, up_cast, working_dtype
-from norton_losses._typing import TransportScore
+from norton_losses._typing import Range, TransportScore
 from norton_losses.prompt_bucket import PromptBucket
 from norton_losses.sinkhorn import AbstractSinkhorn, TransportPlan, TransportProblem, resolve
 
@@ -67,8 +67,8 @@ def transport_score(plan: TransportPlan, *, conserve_mass: bool = True) -> Tenso
         log_core, scores = log_core[..., :-1, :-1], scores[..., :-1, :-1]
     if conserve_mass:
         # On logarithms, since a core may hold less mass than the dtype's smallest number.
-        log_mass = log_core.logsumexp((-2, -1), keepdim=True)
-        log_core = log_core - log_mass.masked_fill(log_mass == -torch.inf, 0)
+        empty = (log_core == -torch.inf).all(-1, keepdim=True).all(-2, keepdim=True)
+        log_core = log_core - log_core.masked_fill(empty, 0).logsumexp((-2, -1), keepdim=True)
     elif plan.problem.has_bucket:
         scores = 2 * scores
     return (log_core.exp() * scores).sum((-2, -1))
@@ -153,7 +153,8 @@ class TransportMeasure(nn.Module):
             subtracts the entropy term, so it runs lower and may want a lower temperature.
 
     Raises:
-        ValueError: ``epsilon`` not above 0, a ratio outside [0, 1], an unknown name.
+        ValueError: ``epsilon`` not above 0, a ratio outside [0, 1], an unknown name; a learnable
+            bucket whose gradient would be zero.
 
     Source: Eq. (2), (4), (6) of Lin et al., ICLR 2024.
 
@@ -188,6 +189,13 @@ class TransportMeasure(nn.Module):
             bucket = PromptBucket(float(bucket))
         self.bucket = bucket
         self.sinkhorn = resolve(sinkhorn)
+        learnable = isinstance(bucket, PromptBucket) and bucket.offset is not None
+        if learnable and score == "similarity" and self.sinkhorn.plan_gradient == "detached":
+            raise ValueError(
+                "a learnable bucket enters the score by the plan alone, and this plan carries no "
+                'gradient; build the measure with score="entropic", or with '
+                'sinkhorn=TorchSinkhorn(plan_gradient="implicit")'
+            )
         self.conserve_mass = conserve_mass
         self.score: TransportScore = score
 
@@ -196,6 +204,8 @@ class TransportMeasure(nn.Module):
         similarity: Tensor,
         clip_mask: Tensor | None = None,
         caption_mask: Tensor | None = None,
+        *,
+        similarity_range: Range | None = None,
     ) -> TransportOutput:
         """As :meth:`forward`, with the plan and the bucket's value beside the score."""
         similarity, clip_mask, caption_mask = read_similarity(similarity, clip_mask, caption_mask)
@@ -205,10 +215,19 @@ class TransportMeasure(nn.Module):
                 bv, bt, n, m = similarity.shape
                 rows = clip_mask[:, None].expand(bv, bt, n)
                 columns = caption_mask[None].expand(bv, bt, m)
-                problem = TransportProblem.uniform(similarity, rows, columns, self.epsilon)
+                problem = TransportProblem.uniform(
+                    similarity, rows, columns, self.epsilon, score_range=similarity_range
+                )
             else:
                 p = self.bucket.threshold(similarity, clip_mask, caption_mask)
-                problem = self.bucket.augment(similarity, p, clip_mask, caption_mask, self.epsilon)
+                problem = self.bucket.augment(
+                    similarity,
+                    p,
+                    clip_mask,
+                    caption_mask,
+                    self.epsilon,
+                    score_range=self.bucket.score_range(similarity_range),
+                )
             plan = self.sinkhorn.solve(problem.T).T
             if self.score == "entropic":
                 score = entropic_score(plan)
@@ -221,6 +240,8 @@ class TransportMeasure(nn.Module):
         similarity: Tensor,
         clip_mask: Tensor | None = None,
         caption_mask: Tensor | None = None,
+        *,
+        similarity_range: Range | None = None,
     ) -> Tensor:
         """Score (Bv, Bt) of every video with every paragraph; 0 where either is absent.
 
@@ -228,8 +249,12 @@ class TransportMeasure(nn.Module):
             similarity: (Bv, Bt, N, M), floating; Bv = Bt if the bucket has a ratio.
             clip_mask: (Bv, N), bool, True where valid; None means all.
             caption_mask: (Bt, M), bool, True where valid; None means all.
+            similarity_range: ``(lo, hi)`` that the similarity is known to lie in: a solver may then
+                choose a faster way without looking. The losses hand on what their similarity says.
         """
-        return self.explain(similarity, clip_mask, caption_mask).score
+        return self.explain(
+            similarity, clip_mask, caption_mask, similarity_range=similarity_range
+        ).score
 
     def with_bucket(self, value: float | None) -> TransportMeasure:
         """The same measure with a fixed bucket value, or with no bucket: a pair's own score.

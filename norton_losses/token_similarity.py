@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 import torch
@@ -18,7 +19,7 @@ from norton_losses._numerics import (
     masked_mean,
 )
 from norton_losses._sequences import read_sequences
-from norton_losses._typing import Exponential, Rescale
+from norton_losses._typing import Exponential, Range, Rescale
 from norton_losses.fusion import AbstractTokenSimilarity
 
 
@@ -141,6 +142,16 @@ class SoftMaximumSimilarity(AbstractTokenSimilarity):
             self.count_padding,
         )
 
+    def bounds(self, frames: int, words: int) -> Range:
+        if self.rescale == "minmax":
+            return 0.0, 1.0
+        if self.exponential == "mean":
+            return -1.0, 1.0
+        # A sum of equal terms is log(length) higher; counted padding adds at most that once more
+        # for each padded token, of which there are fewer than tokens.
+        tallest = self.alpha * math.log(max(frames, words, 2))
+        return -1.0, 1.0 + tallest * (1 + max(frames, words) * self.count_padding)
+
     def extra_repr(self) -> str:
         return (
             f"alpha={self.alpha}, {super().extra_repr()}, exponential={self.exponential!r}, "
@@ -178,6 +189,9 @@ class MaxSimilarity(AbstractTokenSimilarity):
         by_word = masked_mean(masked_amax(scores, frames, _FRAMES), words.squeeze(_FRAMES), -1)
         return _pairs_first(by_frame), _pairs_first(by_word)
 
+    def bounds(self, frames: int, words: int) -> Range:
+        return super().bounds(frames, words) or (-1.0, 1.0)
+
 
 @final
 class MeanSimilarity(AbstractTokenSimilarity):
@@ -207,6 +221,9 @@ class MeanSimilarity(AbstractTokenSimilarity):
         captions = masked_mean(text_tokens, word_mask[..., None], dim=2)  # (Bt, M, D)
         mean = torch.einsum("and,bmd->abnm", clips, captions)
         return mean, mean
+
+    def bounds(self, frames: int, words: int) -> Range:
+        return super().bounds(frames, words) or (-1.0, 1.0)
 
 
 _FRAMES, _WORDS = 2, 5  # the dimensions of frames and words in the token scores

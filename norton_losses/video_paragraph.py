@@ -21,6 +21,7 @@ from norton_losses.contrastive import (
     other_members,
     symmetric_cross_entropy,
 )
+from norton_losses.fusion import AbstractTokenSimilarity
 from norton_losses.sequence_measures import TransportMeasure, read_similarity
 from norton_losses.sinkhorn import TransportPlan
 from norton_losses.token_similarity import SoftMaximumSimilarity
@@ -119,6 +120,7 @@ def explain_video_paragraph(
     group_ids: Tensor | None,
     measure: SequenceMeasure,
     temperature: Tensor,
+    similarity_range: Range | None = None,
 ) -> VideoParagraphOutput:
     """:func:`video_paragraph_loss` and everything on the way to it."""
     check_floating("similarity", similarity, "(B, B, N, M)")
@@ -134,7 +136,9 @@ def explain_video_paragraph(
     with full_precision(similarity):
         plan, bucket_value = None, None
         if isinstance(measure, TransportMeasure):
-            transport = measure.explain(similarity, clip_mask, caption_mask)
+            transport = measure.explain(
+                similarity, clip_mask, caption_mask, similarity_range=similarity_range
+            )
             scores, plan, bucket_value = transport.score, transport.plan, transport.bucket_value
         else:
             scores = measure(similarity, clip_mask, caption_mask)
@@ -150,7 +154,7 @@ def explain_video_paragraph(
         scores=scores.detach(),
         logits=logits.detach(),
         plan=None if plan is None else plan.detach(),
-        bucket_value=bucket_value,
+        bucket_value=None if bucket_value is None else bucket_value.detach(),
         temperature=temperature.detach(),
         clip_mask=clip_mask,
         caption_mask=caption_mask,
@@ -291,6 +295,7 @@ class NortonVideoParagraphLoss(nn.Module):
                 group_ids,
                 self.measure,
                 self.temperature(),
+                self._bounds(video, text),
             )
 
     def score(
@@ -352,9 +357,18 @@ class NortonVideoParagraphLoss(nn.Module):
         )
         with full_precision(video_tokens):
             similarity = self._similarity(video, text, similarity_range)
-            scores = measure(similarity, video.mask, text.mask)
+            if isinstance(measure, TransportMeasure) and similarity_range is None:
+                bounds = self._bounds(video, text)
+                scores = measure(similarity, video.mask, text.mask, similarity_range=bounds)
+            else:
+                scores = measure(similarity, video.mask, text.mask)
         present = video.present[:, None] & text.present[None, :]
         return scores.masked_fill(~present, -torch.inf)
+
+    def _bounds(self, video: Sequences, text: Sequences) -> Range | None:
+        if not isinstance(self.similarity, AbstractTokenSimilarity):
+            return None
+        return self.similarity.bounds(video.tokens.shape[2], text.tokens.shape[2])
 
     def _similarity(
         self, video: Sequences, text: Sequences, similarity_range: Range | None = None

@@ -29,6 +29,7 @@ PUBLIC = {
     "NortonOutput",
     "NortonVideoParagraphLoss",
     "POTSinkhorn",
+    "PointCloudProblem",
     "PromptBucket",
     "SoftMaximumSimilarity",
     "Support",
@@ -45,13 +46,20 @@ PUBLIC = {
 
 # What each file may import of the package. Private helpers may be imported by all.
 BELOW: dict[str, set[str]] = {
-    "sinkhorn": set(),
+    "kernels": set(),
+    "sinkhorn": {"kernels"},
     "fusion": set(),
     "token_similarity": {"fusion"},
     "contrastive": set(),
     "prompt_bucket": {"sinkhorn"},
     "sequence_measures": {"prompt_bucket", "sinkhorn"},
-    "video_paragraph": {"sequence_measures", "token_similarity", "contrastive", "sinkhorn"},
+    "video_paragraph": {
+        "sequence_measures",
+        "token_similarity",
+        "fusion",
+        "contrastive",
+        "sinkhorn",
+    },
     "clip_caption": {"contrastive", "sinkhorn"},
     "norton": {
         "video_paragraph",
@@ -63,9 +71,9 @@ BELOW: dict[str, set[str]] = {
 }
 OPTIONAL = {
     "ot": {"pot_sinkhorn"},
-    "geomloss": set(),
-    "pykeops": set(),
-    "triton": set(),
+    "geomloss": {"geomloss_sinkhorn"},
+    "pykeops": {"keops_sinkhorn"},
+    "triton": {"small_sinkhorn_triton"},
     "matplotlib": set(),
 }
 

@@ -1,22 +1,70 @@
-"""Sinkhorn's iteration, Eq. (3), written in the domain in which it is carried out."""
+"""Sinkhorn's iteration, Eq. (3), in the three domains in which it can be carried out.
+
+:func:`scaling` multiplies plain numbers and is fast, :func:`log` adds logarithms and is always
+safe, :func:`absorbed` multiplies as long as that is safe. All take the same arguments, and every
+problem gets the same answer from each, to rounding.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+# The range of scores over epsilon up to which `scaling` keeps every number, and every product of
+# two, inside the dtype: that ends at e^88 and e^709, and small masses need some of it.
+SCALING_RANGE = {torch.float32: 60.0, torch.float64: 500.0}
+# The size of a scaling's logarithm at which `absorbed` takes it into the kernel: what the kernel
+# lost to underflow weighs nothing until then.
+_ABSORB_BEYOND = {torch.float32: 20.0, torch.float64: 200.0}
+# How much kernel the CPU works on at a time, in bytes, so that it stays in the cache for all steps.
+# The compiled step needs no scratch space, and each call of it costs more.
+_CHUNK, _COMPILED_CHUNK = 1 << 21, 1 << 23
 
+Scalings: TypeAlias = tuple[Tensor, Tensor, Tensor]
+Domain: TypeAlias = Callable[..., Scalings]
+Sum: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def _sparing_the_empty(domain: Domain) -> Domain:
+    """Solve an even problem in the place of one without any row or any column, and drop the answer.
+
+    Nothing but -inf could be summed there, which would meet the -inf of the marginals.
+    """
+
+    @wraps(domain)
+    def solve(
+        log_kernel: Tensor, log_mu: Tensor, log_nu: Tensor, *args: object, **options: object
+    ) -> Scalings:
+        empty = ((log_mu == -torch.inf).all(-1) | (log_nu == -torch.inf).all(-1))[..., None]
+        log_u, log_v, steps = domain(
+            log_kernel.masked_fill(empty[..., None], 0),
+            log_mu.masked_fill(empty, -math.log(log_mu.shape[-1])),
+            log_nu.masked_fill(empty, -math.log(log_nu.shape[-1])),
+            *args,
+            **options,
+        )
+        return log_u.masked_fill(empty, -torch.inf), log_v.masked_fill(empty, -torch.inf), steps
+
+    return solve
+
+
+@_sparing_the_empty
 def log(
     log_kernel: Tensor,
     log_mu: Tensor,
     log_nu: Tensor,
     iterations: int,
     tolerance: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Scalings:
     """The iteration on logarithms: no overflow whatever the range of scores over epsilon.
 
     Logarithms of size r carry an absolute error of about r ulp, so a range of 1e5 or more is work
-    for float64.
+    for float64. This is the one of the three that can be differentiated through.
 
     Args:
         log_kernel: S / epsilon (..., n, m).
@@ -29,28 +77,220 @@ def log(
     Returns:
         log_u (..., n), log_v (..., m) and the steps taken for each problem (...).
     """
-    absent_rows, absent_columns = log_mu == -torch.inf, log_nu == -torch.inf
-    empty = absent_rows.all(-1, keepdim=True) | absent_columns.all(-1, keepdim=True)
-    log_mu, log_nu = log_mu.masked_fill(empty, -torch.inf), log_nu.masked_fill(empty, -torch.inf)
-    log_u = torch.full_like(log_mu, -torch.inf)
-    # Absent columns start at -inf, so that padding changes nothing at any number of steps.
-    log_v = torch.zeros_like(log_nu).masked_fill(absent_columns, -torch.inf)
-    active = torch.ones_like(empty)
-    steps = torch.zeros_like(empty[..., 0], dtype=torch.int64)
+    log_u, log_v = torch.full_like(log_mu, -torch.inf), start(log_nu)
+    active, steps = _none_taken(log_mu[..., 0])
     for step in range(iterations):
-        # Only an empty problem sums nothing: -inf, which would meet the -inf of its marginals.
-        row_sums = (log_kernel + log_v[..., None, :]).logsumexp(-1).masked_fill(empty, 0)
+        row_sums = _row_logsumexp(log_kernel, log_v)
         if tolerance is not None and step > 0:
-            error = ((log_u + row_sums).exp() - log_mu.exp()).abs().sum(-1, keepdim=True)
+            error = ((log_u + row_sums).exp() - log_mu.exp()).abs().sum(-1)
             active = active & (error > tolerance)
             if not active.any():
                 break
         next_u = log_mu - row_sums
-        column_sums = (log_kernel + next_u[..., :, None]).logsumexp(-2).masked_fill(empty, 0)
-        next_v = log_nu - column_sums
+        next_v = log_nu - _row_logsumexp(log_kernel.mT, next_u)
         if tolerance is not None:
-            next_u = torch.where(active, next_u, log_u)
-            next_v = torch.where(active, next_v, log_v)
-        log_u, log_v = next_u, next_v
-        steps = steps + active[..., 0]
+            next_u = torch.where(active[..., None], next_u, log_u)
+            next_v = torch.where(active[..., None], next_v, log_v)
+        log_u, log_v, steps = next_u, next_v, steps + active
     return log_u, log_v, steps
+
+
+@_sparing_the_empty
+def scaling(
+    log_kernel: Tensor,
+    log_mu: Tensor,
+    log_nu: Tensor,
+    iterations: int,
+    tolerance: float | None = None,
+    *,
+    compiled: bool = False,
+) -> Scalings:
+    """The iteration on plain numbers, u = mu / (K v) and v = nu / (K' u) with K = exp(S / epsilon).
+
+    Right where the scores of present cells range over no more than :data:`SCALING_RANGE` epsilons.
+    Arguments and results as :func:`log`; ``compiled`` fuses product and sum, which takes some
+    seconds the first time.
+    """
+
+    def solve(batch: _Batch) -> Scalings:
+        # The largest entry becomes 1: the kernel stays inside the dtype, whatever the scores were.
+        log_u, log_v = -batch.largest().expand_as(batch.mu.T), torch.zeros_like(batch.log_nu)
+        row_sums, column_sums = _sums(batch.kernel(log_u, log_v), compiled)
+        u, v = batch.unscaled()
+        active, steps = _none_taken(u[0])
+        for step in range(iterations):
+            sums = row_sums(v)
+            if tolerance is not None and step > 0:
+                active = active & (batch.row_error(u * sums) > tolerance)
+                if not active.any():
+                    break
+            next_u = batch.mu / sums
+            next_v = batch.nu / column_sums(next_u)
+            if tolerance is not None:
+                next_u, next_v = torch.where(active, next_u, u), torch.where(active, next_v, v)
+            u, v, steps = next_u, next_v, steps + active
+        return log_u + u.T.log(), log_v + v.T.log(), steps
+
+    size = _COMPILED_CHUNK if compiled else _CHUNK
+    return _by_chunks(solve, size, log_kernel, log_mu, log_nu)
+
+
+@_sparing_the_empty
+def absorbed(
+    log_kernel: Tensor,
+    log_mu: Tensor,
+    log_nu: Tensor,
+    iterations: int,
+    tolerance: float | None = None,
+) -> Scalings:
+    """The iteration on plain numbers, with a kernel that has absorbed the logarithms so far.
+
+    Safe for every range, as :func:`log`, and nearly as fast as :func:`scaling`: the first step, and
+    every step whose scalings leave the safe range, is taken on logarithms. Looking at them makes
+    the host wait for the GPU. Arguments and results as :func:`log`.
+
+    Source: Schmitzer, Stabilized Sparse Scaling Algorithms for Entropy Regularized Transport
+    Problems, 2019.
+    """
+
+    def solve(batch: _Batch) -> Scalings:
+        log_u, log_v = batch.log_step(start(batch.log_nu))
+        row_sums, column_sums = _sums(batch.kernel(log_u, log_v))
+        u, v = batch.unscaled()
+        active, steps = _none_taken(u[0])
+        steps = steps + active
+        for _ in range(iterations - 1):
+            sums = row_sums(v)
+            if tolerance is not None:
+                active = active & (batch.row_error(u * sums) > tolerance)
+                if not active.any():
+                    break
+            next_u = batch.mu / sums
+            next_v = batch.nu / column_sums(next_u)
+            if not batch.safe(next_u, next_v):
+                old_u, old_v = log_u + u.T.log(), log_v + v.T.log()
+                log_u, log_v = batch.log_step(old_v)
+                log_u = torch.where(active[:, None], log_u, old_u)
+                log_v = torch.where(active[:, None], log_v, old_v)
+                row_sums, column_sums = _sums(batch.kernel(log_u, log_v))
+                next_u, next_v = batch.unscaled()
+            elif tolerance is not None:
+                next_u, next_v = torch.where(active, next_u, u), torch.where(active, next_v, v)
+            u, v, steps = next_u, next_v, steps + active
+        return log_u + u.T.log(), log_v + v.T.log(), steps
+
+    return _by_chunks(solve, _CHUNK, log_kernel, log_mu, log_nu)
+
+
+def start(log_nu: Tensor) -> Tensor:
+    """Log v before the first step. Absent columns begin at -inf: padding then changes nothing."""
+    return torch.zeros_like(log_nu).masked_fill(log_nu == -torch.inf, -torch.inf)
+
+
+def _none_taken(like: Tensor) -> tuple[Tensor, Tensor]:
+    active = torch.ones_like(like, dtype=torch.bool)
+    return active, torch.zeros_like(active, dtype=torch.int64)
+
+
+def _row_logsumexp(log_kernel: Tensor, log_v: Tensor) -> Tensor:
+    return (log_kernel + log_v[..., None, :]).logsumexp(-1)
+
+
+class _Batch:
+    """Problems (B, n, m) that are solved together on plain numbers.
+
+    The batch comes last there, so that small problems fill the machine's vectors: mu (n, B) and nu
+    (m, B). They have a mass of 1, so that none leaves the dtype, however small it was.
+    """
+
+    def __init__(self, log_kernel: Tensor, log_mu: Tensor, log_nu: Tensor) -> None:
+        self.log_mass = log_nu.logsumexp(-1, keepdim=True)
+        self.log_kernel = log_kernel
+        self.log_mu, self.log_nu = log_mu - self.log_mass, log_nu - self.log_mass
+        self.mu, self.nu = self.log_mu.T.exp(), self.log_nu.T.exp()
+        self.rows, self.columns = log_mu > -torch.inf, log_nu > -torch.inf
+
+    @property
+    def absent(self) -> Tensor:
+        return ~(self.rows[:, :, None] & self.columns[:, None, :])
+
+    def largest(self) -> Tensor:
+        """The largest entry (B, 1) of the log-kernel's present cells."""
+        return self.log_kernel.masked_fill(self.absent, -torch.inf).amax((-2, -1))[:, None]
+
+    def kernel(self, log_u: Tensor, log_v: Tensor) -> Tensor:
+        """The kernel with logarithms taken in; 1 in absent cells, so that no sum of them is 0."""
+        scaled = self.log_kernel + log_u[:, :, None] + log_v[:, None, :]
+        return scaled.masked_fill(self.absent, 0).exp()
+
+    def unscaled(self) -> tuple[Tensor, Tensor]:
+        """U and v of 1, and v of 0 at absent columns. (That u is 0 follows from mu.)"""
+        return torch.ones_like(self.mu), self.columns.T.to(self.nu.dtype)
+
+    def log_step(self, log_v: Tensor) -> tuple[Tensor, Tensor]:
+        log_u = self.log_mu - _row_logsumexp(self.log_kernel, log_v)
+        return log_u, self.log_nu - _row_logsumexp(self.log_kernel.mT, log_u)
+
+    def row_error(self, row_sums: Tensor) -> Tensor:
+        """L1 distance (B,) of the rows from mu."""
+        return (row_sums - self.mu).abs().sum(0) * self.log_mass[:, 0].exp()
+
+    def safe(self, u: Tensor, v: Tensor) -> bool:
+        """Whether all scalings of present rows and columns are within the bounds of absorbing."""
+        bound = math.exp(_ABSORB_BEYOND[u.dtype])
+        scalings = torch.cat([u[self.rows.T], v[self.columns.T]])
+        lo, hi = scalings.aminmax()
+        return bool((lo >= 1 / bound) & (hi <= bound))
+
+
+def _by_chunks(
+    solve: Callable[[_Batch], Scalings],
+    size: int,
+    log_kernel: Tensor,
+    log_mu: Tensor,
+    log_nu: Tensor,
+) -> Scalings:
+    *batch, n, m = log_kernel.shape
+    log_kernel = log_kernel.reshape(-1, n, m)
+    log_mu, log_nu = log_mu.reshape(-1, n), log_nu.reshape(-1, m)
+    count = len(log_kernel)
+    if log_kernel.is_cpu and not torch.compiler.is_compiling():
+        count = max(1, size // (n * m * log_kernel.element_size()))
+    parts: list[Scalings] = []
+    for k in range(0, len(log_kernel), count):
+        part = _Batch(log_kernel[k : k + count], log_mu[k : k + count], log_nu[k : k + count])
+        log_u, log_v, steps = solve(part)
+        parts.append((log_u + part.log_mass, log_v, steps))
+    log_u, log_v, steps = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+    return log_u.reshape(*batch, n), log_v.reshape(*batch, m), steps.reshape(batch)
+
+
+def _sums(kernel: Tensor, compiled: bool = False) -> tuple[Sum, Sum]:
+    """From v (m, B) to K v (n, B), and from u (n, B) to K' u (m, B), for kernels (B, n, m)."""
+    if len(kernel) == 1 and not compiled:
+        k = kernel[0]
+        return lambda v: torch.mv(k, v[:, 0])[:, None], lambda u: torch.mv(k.T, u[:, 0])[:, None]
+    by_column = kernel.permute(1, 2, 0).contiguous()  # (n, m, B)
+    if compiled and not torch.compiler.is_compiling():
+        product_sum = _compiled_product_sum()
+        return lambda v: product_sum(by_column, v, 1), lambda u: product_sum(
+            by_column, u[:, None], 0
+        )
+    # Eagerly the product is written out: reused memory, and sums over the first dimension, which
+    # run along the batch.
+    by_row = by_column.transpose(0, 1).contiguous()  # (m, n, B)
+    row_scratch = None if torch.compiler.is_compiling() else torch.empty_like(by_row)
+    column_scratch = None if row_scratch is None else row_scratch.view(by_column.shape)
+    return (
+        lambda v: torch.mul(by_row, v[:, None], out=row_scratch).sum(0),
+        lambda u: torch.mul(by_column, u[:, None], out=column_scratch).sum(0),
+    )
+
+
+def _product_sum(kernel: Tensor, vector: Tensor, dim: int) -> Tensor:
+    return (kernel * vector).sum(dim)
+
+
+@cache
+def _compiled_product_sum() -> Callable[[Tensor, Tensor, int], Tensor]:
+    return torch.compile(_product_sum)  # pyright: ignore[reportUnknownMemberType]

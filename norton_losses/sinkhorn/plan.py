@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from norton_losses.sinkhorn.problem import TransportProblem
+from norton_losses.sinkhorn.problem import Problem
 
 _TOLERANCE = 1e-4
 
@@ -16,9 +16,14 @@ _TOLERANCE = 1e-4
 class TransportPlan:
     r"""Log-scalings of a problem, :math:`\log Q_{ij} = S_{ij} / \varepsilon + u_i + v_j`.
 
-    The plan carries no gradient (Eq. (4)), while :attr:`score` and :attr:`value` carry that of the
-    scores, with the plan held fixed. For :attr:`value` this is the exact gradient, by Danskin's
-    theorem, once the plan has converged.
+    By default the plan carries no gradient (Eq. (4)), while :attr:`score` and :attr:`value` carry
+    that of the scores, with the plan held fixed. For :attr:`value` this is the exact gradient, by
+    Danskin's theorem, once the plan has converged. A solver with another ``plan_gradient`` lets
+    the plan carry its own.
+
+    The plan of a :class:`~norton_losses.PointCloudProblem` is held by its scalings alone; score,
+    value and errors go through it by row blocks, while ``log_plan``, ``plan`` and ``core`` write
+    all of it out.
 
     Attributes:
         problem: what was solved.
@@ -26,6 +31,7 @@ class TransportPlan:
         log_v: (..., m), -inf at absent columns.
         iterations: (...), int64, pairs of row and column updates made for each problem.
         tolerance: what :attr:`converged` compares the marginal error with; None means 1e-4.
+        differentiable: whether the plan carries a gradient.
 
     Source: Eq. (3) of Lin et al., ICLR 2024.
 
@@ -41,17 +47,17 @@ class TransportPlan:
         tensor(True)
     """
 
-    problem: TransportProblem
+    problem: Problem
     log_u: Tensor
     log_v: Tensor
     iterations: Tensor
     tolerance: float | None = None
+    differentiable: bool = False
 
     @property
     def log_plan(self) -> Tensor:
         """Log Q (..., n, m), -inf where a row or a column is absent."""
-        log_kernel = self.problem.scores.detach() / self.problem.epsilon
-        return log_kernel + self.log_u[..., :, None] + self.log_v[..., None, :]
+        return self.log_rows(slice(None), self.problem.scores)
 
     @property
     def plan(self) -> Tensor:
@@ -71,21 +77,47 @@ class TransportPlan:
     @property
     def score(self) -> Tensor:
         """<Q, S> (...)."""
-        return (self.plan * self.problem.scores).sum((-2, -1))
+
+        def of_rows(rows: slice, scores: Tensor) -> Tensor:
+            return (self.log_rows(rows, scores).exp() * scores).sum((-2, -1))
+
+        return torch.stack(self.problem.map_rows(of_rows)).sum(0)
+
+    @property
+    def entropy(self) -> Tensor:
+        """H(Q) = -sum Q log Q (...)."""
+
+        def of_rows(rows: slice, scores: Tensor) -> Tensor:
+            log_q = self.log_rows(rows, scores)
+            absent = log_q == -torch.inf  # 0 log 0 is 0
+            return -(log_q.exp() * log_q.masked_fill(absent, 0)).sum((-2, -1))
+
+        return torch.stack(self.problem.map_rows(of_rows)).sum(0)
 
     @property
     def value(self) -> Tensor:
         """<Q, S> + epsilon * H(Q) (...), the objective of Eq. (2)."""
-        plan = self.plan
-        return self.score - self.problem.epsilon * torch.xlogy(plan, plan).sum((-2, -1))
+        return self.score + self.problem.epsilon * self.entropy
 
     @property
+    @torch.no_grad()
     def marginal_error(self) -> Tensor:
         """L1 distance of the rows from mu or of the columns from nu, whichever is larger (...)."""
-        plan = self.plan
-        rows = (plan.sum(-1) - self.problem.log_mu.exp()).abs().sum(-1)
-        columns = (plan.sum(-2) - self.problem.log_nu.exp()).abs().sum(-1)
+
+        def sums(rows: slice, scores: Tensor) -> tuple[Tensor, Tensor]:
+            block = self.log_rows(rows, scores).exp()
+            return block.sum(-1), block.sum(-2)
+
+        row_sums, column_sums = zip(*self.problem.map_rows(sums), strict=True)
+        rows = (torch.cat(row_sums, -1) - self.problem.log_mu.exp()).abs().sum(-1)
+        columns = (torch.stack(column_sums).sum(0) - self.problem.log_nu.exp()).abs().sum(-1)
         return torch.maximum(rows, columns)
+
+    def log_rows(self, rows: slice, scores: Tensor) -> Tensor:
+        """Log Q (..., rows, m) of a block of rows, whose scores :meth:`Problem.map_rows` gives."""
+        scores = scores if self.differentiable else scores.detach()
+        log_u, log_v = self.log_u[..., rows], self.log_v
+        return scores / self.problem.epsilon + log_u[..., :, None] + log_v[..., None, :]
 
     @property
     def converged(self) -> Tensor:
@@ -94,4 +126,10 @@ class TransportPlan:
 
     def detach(self) -> TransportPlan:
         """The same plan of the same problem, cut off from the graph."""
-        return replace(self, problem=self.problem.detach())
+        return replace(
+            self,
+            problem=self.problem.detach(),
+            log_u=self.log_u.detach(),
+            log_v=self.log_v.detach(),
+            differentiable=False,
+        )

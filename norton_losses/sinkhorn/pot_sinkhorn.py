@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 
 from norton_losses.sinkhorn.plan import TransportPlan
-from norton_losses.sinkhorn.problem import TransportProblem
+from norton_losses.sinkhorn.problem import PointCloudProblem, Problem
 from norton_losses.sinkhorn.solver import AbstractSinkhorn, Support
 
 
@@ -40,10 +40,14 @@ class POTSinkhorn(AbstractSinkhorn):
         super().__post_init__()
         _import_ot_batch()
 
-    def supports(self, problem: TransportProblem) -> Support:
-        return Support(ok=True)
+    def supports(self, problem: Problem) -> Support:
+        return Support(
+            not isinstance(problem, PointCloudProblem),
+            "ot.batch takes explicit scores, and a point cloud does not hold them; solve "
+            "problem.explicit() if they fit into memory, or use TorchSinkhorn or KeOpsSinkhorn",
+        )
 
-    def _solve(self, problem: TransportProblem) -> TransportPlan:
+    def _solve(self, problem: Problem) -> TransportPlan:
         scores, log_mu, log_nu = problem.scores, problem.log_mu, problem.log_nu
         no_row, no_column = log_mu == -torch.inf, log_nu == -torch.inf
         nothing = no_row.all(-1, keepdim=True) | no_column.all(-1, keepdim=True)
