@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 from pathlib import Path
 
 import pytest
 import torch
 
+HAS_POT = importlib.util.find_spec("ot") is not None
+HAS_GEOMLOSS = importlib.util.find_spec("geomloss") is not None
+HAS_KEOPS = importlib.util.find_spec("pykeops") is not None
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+# The kernels import Triton, and doctests import the kernels.
+collect_ignore_glob = [] if HAS_TRITON else ["norton_losses/kernels/*_triton.py"]
+
 # The first import of POT imports KeOps where that is installed, which reports on stdout that it
 # found no CUDA: let it, before a doctest compares what was printed.
-HAS_POT = importlib.util.find_spec("ot") is not None
 if HAS_POT:
-    import ot.batch  # noqa: F401
+    with contextlib.redirect_stdout(io.StringIO()):
+        import ot.batch  # noqa: F401
+
+NEEDS = {
+    "pot_sinkhorn.py": (HAS_POT, "POT is not installed"),
+    "geomloss_sinkhorn.py": (HAS_GEOMLOSS, "GeomLoss is not installed"),
+    "keops_sinkhorn.py": (HAS_KEOPS, "KeOps is not installed"),
+    "triton_sinkhorn.py": (HAS_TRITON, "Triton is not installed"),
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     no_gpu = pytest.mark.skip(reason="no CUDA device on this machine")
-    no_pot = pytest.mark.skip(reason="POT is not installed")
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(no_gpu)
-        if Path(item.path).name == "pot_sinkhorn.py" and not HAS_POT:
-            item.add_marker(no_pot)
+        installed, reason = NEEDS.get(Path(item.path).name, (True, ""))
+        if not installed:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -19,12 +19,16 @@ from norton_losses.prompt_bucket import PromptBucket
 from norton_losses.sequence_measures import CaptionAverage, TransportMeasure, TransportOutput
 from norton_losses.sinkhorn import (
     AbstractSinkhorn,
+    AutoSinkhorn,
+    GeomLossSinkhorn,
+    KeOpsSinkhorn,
     PointCloudProblem,
     POTSinkhorn,
     Support,
     TorchSinkhorn,
     TransportPlan,
     TransportProblem,
+    TritonSinkhorn,
 )
 from norton_losses.token_similarity import (
     MaxSimilarity,
@@ -38,9 +42,12 @@ __version__ = "0.1.0"
 __all__ = [
     "AbstractSinkhorn",
     "AbstractTokenSimilarity",
+    "AutoSinkhorn",
     "CaptionAverage",
     "ClipCaptionOTLoss",
     "ClipCaptionOutput",
+    "GeomLossSinkhorn",
+    "KeOpsSinkhorn",
     "MaxSimilarity",
     "MeanSimilarity",
     "NortonLoss",
@@ -57,6 +64,7 @@ __all__ = [
     "TransportOutput",
     "TransportPlan",
     "TransportProblem",
+    "TritonSinkhorn",
     "VideoParagraphOutput",
     "functional",
     "sinkhorn",

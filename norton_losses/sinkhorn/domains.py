@@ -30,24 +30,25 @@ Domain: TypeAlias = Callable[..., Scalings]
 Sum: TypeAlias = Callable[[Tensor], Tensor]
 
 
-def _sparing_the_empty(domain: Domain) -> Domain:
-    """Solve an even problem in the place of one without any row or any column, and drop the answer.
+def even_if_empty(log_mu: Tensor, log_nu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Even marginals in the place of those of problems without any row or any column (..., 1).
 
-    Nothing but -inf could be summed there, which would meet the -inf of the marginals.
+    Nothing but -inf could be summed there, which would meet the -inf of the marginals. Whoever
+    solves such a problem drops the answer.
     """
+    empty = ((log_mu == -torch.inf).all(-1) | (log_nu == -torch.inf).all(-1))[..., None]
+    log_mu, log_nu = (m.masked_fill(empty, -math.log(m.shape[-1])) for m in (log_mu, log_nu))
+    return log_mu, log_nu, empty
 
+
+def _sparing_the_empty(domain: Domain) -> Domain:
     @wraps(domain)
     def solve(
         log_kernel: Tensor, log_mu: Tensor, log_nu: Tensor, *args: object, **options: object
     ) -> Scalings:
-        empty = ((log_mu == -torch.inf).all(-1) | (log_nu == -torch.inf).all(-1))[..., None]
-        log_u, log_v, steps = domain(
-            log_kernel.masked_fill(empty[..., None], 0),
-            log_mu.masked_fill(empty, -math.log(log_mu.shape[-1])),
-            log_nu.masked_fill(empty, -math.log(log_nu.shape[-1])),
-            *args,
-            **options,
-        )
+        log_mu, log_nu, empty = even_if_empty(log_mu, log_nu)
+        log_kernel = log_kernel.masked_fill(empty[..., None], 0)
+        log_u, log_v, steps = domain(log_kernel, log_mu, log_nu, *args, **options)
         return log_u.masked_fill(empty, -torch.inf), log_v.masked_fill(empty, -torch.inf), steps
 
     return solve

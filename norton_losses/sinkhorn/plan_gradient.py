@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ def _solve(plan: Tensor, right_u: Tensor, right_v: Tensor) -> tuple[Tensor, Tens
     null = null * _inverse(null.square().sum(-1, keepdim=True)).sqrt()
     identity = torch.eye(plan.shape[-1], dtype=plan.dtype, device=plan.device)
     matrix = (1 + _RIDGE) * identity - scaled.mT @ scaled + null[..., :, None] * null[..., None, :]
-    factor: Tensor = torch.linalg.cholesky_ex(matrix)[0]  # pyright: ignore
+    factor = cast(Tensor, torch.linalg.cholesky_ex(matrix)[0])  # pyright: ignore
     right = column_root * (right_v - _product(plan.mT, row_inverse * right_u))
     b = column_root * torch.cholesky_solve(right[..., None], factor)[..., 0]
     return row_inverse * (right_u - _product(plan, b)), b

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from norton_losses.sinkhorn.domains import Scalings, start
+from norton_losses.sinkhorn.domains import Scalings, even_if_empty, start
 from norton_losses.sinkhorn.problem import PointCloudProblem
 
 
@@ -29,9 +28,7 @@ def streamed(
     Returns:
         log_u (n,), log_v (m,) and the steps taken ().
     """
-    empty = (problem.log_mu == -torch.inf).all() | (problem.log_nu == -torch.inf).all()
-    log_mu = problem.log_mu.masked_fill(empty, -math.log(len(problem.x)))
-    log_nu = problem.log_nu.masked_fill(empty, -math.log(len(problem.y)))
+    log_mu, log_nu, empty = even_if_empty(problem.log_mu, problem.log_nu)
     problem = replace(problem, log_mu=log_mu, log_nu=log_nu, check_values=False)
     log_u, log_v = log_mu, start(log_nu) if log_v is None else log_v
     steps = 0
