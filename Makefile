@@ -55,5 +55,5 @@ clean:  ## remove what the targets made
 .venv-torch-only/.done: $(RECIPE)
 	$(PYTHON) -m venv --clear .venv-torch-only
 	.venv-torch-only/bin/pip --disable-pip-version-check install --quiet \
-		--constraint constraints.txt --editable . pytest
+		--constraint constraints.txt --editable . pytest hypothesis
 	touch $@

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_losses._checks import (
+    check_count,
     check_device,
     check_floating,
     check_fraction,
@@ -21,6 +22,7 @@ from norton_losses._checks import (
     check_shape,
 )
 from norton_losses._numerics import full_precision, unit, up_cast, working_dtype
+from norton_losses.clip_caption_chunked import chunked_cross_entropy, rectified_targets
 from norton_losses.contrastive import (
     COLDEST,
     Temperature,
@@ -28,7 +30,14 @@ from norton_losses.contrastive import (
     other_members,
     symmetric_cross_entropy,
 )
-from norton_losses.sinkhorn import AbstractSinkhorn, TransportPlan, TransportProblem, resolve
+from norton_losses.sinkhorn import (
+    AbstractSinkhorn,
+    PointCloudProblem,
+    TransportPlan,
+    TransportProblem,
+    resolve,
+)
+from norton_losses.sinkhorn.problem import log_marginal
 
 _FLOAT32_RANGE = 1e5  # of logits over epsilon
 
@@ -39,15 +48,17 @@ class ClipCaptionOutput:
 
     Attributes:
         loss: ().
-        logits: (K, K), rows are clips, columns captions.
-        targets: (K, K), what the softmaxes are drawn to; 0 where a pair is not valid.
+        logits: (K, K), rows are clips, columns captions; None with ``chunk_rows``, which holds no
+            K x K tensor.
+        targets: (K, K), what the softmaxes are drawn to; 0 where a pair is not valid; None with
+            ``chunk_rows``.
         plan: the transport behind the targets, or None with ``beta=0``.
         mask: (K,), bool, the pairs that took part.
     """
 
     loss: Tensor
-    logits: Tensor
-    targets: Tensor
+    logits: Tensor | None
+    targets: Tensor | None
     plan: TransportPlan | None
     mask: Tensor
 
@@ -129,24 +140,49 @@ def explain_clip_caption(
     candidates = mask[:, None] & mask[None, :]
     logits = logits.masked_fill(~candidates, 0)
     identity = torch.diag(mask).to(logits.dtype)
-    plan, targets = None, identity
+    plan, transported, duplicates = None, None, None
     if beta > 0:
         bounds = None if logit_bound is None else (-logit_bound, logit_bound)
         problem = TransportProblem.uniform(logits.detach(), mask, mask, epsilon, score_range=bounds)
-        if logit_bound is None or 2 * logit_bound / epsilon > _FLOAT32_RANGE:
-            problem = problem.to(torch.float64)
-        plan = sinkhorn.solve(problem)
+        plan = sinkhorn.solve(problem.to(_transport_dtype(logits, logit_bound, epsilon)))
         transported = mask.sum() * plan.plan.to(logits.dtype)
-        targets = (1 - beta) * identity + beta * transported
     if group_ids is not None:
         duplicates = other_members(group_ids)
         candidates = candidates & ~duplicates
-        kept = targets.masked_fill(duplicates, 0)
-        before, after = targets.sum(-1, keepdim=True), kept.sum(-1, keepdim=True)
-        emptied = after == 0  # beta = 1 allows it: the row's mass then goes to its own pair
-        targets = torch.where(emptied, identity, kept / after.masked_fill(emptied, 1)) * before
+    targets = rectified_targets(identity, transported, beta, duplicates)
     loss = symmetric_cross_entropy(logits, targets, anchors=mask, candidates=candidates)
     return ClipCaptionOutput(loss, logits.detach(), targets, plan, mask)
+
+
+def explain_clip_caption_chunked(
+    clips: Tensor,
+    captions: Tensor,
+    beta: float,
+    epsilon: float,
+    sinkhorn: AbstractSinkhorn,
+    mask: Tensor | None,
+    group_ids: Tensor | None,
+    logit_bound: float | None,
+    chunk_rows: int,
+) -> ClipCaptionOutput:
+    """:func:`explain_clip_caption` of logits ``clips @ captions.T``, by blocks of rows."""
+    if mask is None:
+        mask = clips.new_ones(len(clips), dtype=torch.bool)
+    even = log_marginal(mask, clips.new_zeros(()))
+    problem = PointCloudProblem(
+        clips, captions, even, even, epsilon, chunk_rows=chunk_rows, check_values=False
+    )
+    plan = None
+    if beta > 0:
+        dtype = _transport_dtype(clips, logit_bound, epsilon)
+        plan = sinkhorn.solve(problem.detach().to(dtype))
+    loss = chunked_cross_entropy(problem, plan, beta, mask, group_ids)
+    return ClipCaptionOutput(loss, None, None, plan, mask)
+
+
+def _transport_dtype(like: Tensor, logit_bound: float | None, epsilon: float) -> torch.dtype:
+    known = logit_bound is not None and 2 * logit_bound / epsilon <= _FLOAT32_RANGE
+    return like.dtype if known else torch.float64
 
 
 @final
@@ -163,15 +199,19 @@ class ClipCaptionOTLoss(nn.Module):
         beta: share of the target that follows the plan, in [0, 1]; 0 is InfoNCE, summed over both
             directions.
         epsilon: strength of the entropy, in units of the logits.
-        sinkhorn: a solver, or its name: ``"auto"``, ``"torch"``, ``"pot"``.
+        sinkhorn: a solver, or its name, see :func:`norton_losses.sinkhorn.resolve`.
         normalize: take cosines; False takes raw dot products.
         temperature: the start of tau, in [0.01, 1]; None means 1, and lets ``forward`` take a
             ``logit_scale`` from outside.
         learnable_temperature: whether tau is trained: then hand ``loss.parameters()`` to the
             optimiser.
+        chunk_rows: rows of logits that exist at a time, forward and backward; None holds all
+            (K, K) of them. The transport then goes by rows too, with a solver of point clouds:
+            torch, KeOps or GeomLoss. The loss is the same.
 
     Raises:
-        ValueError: ``beta`` outside [0, 1], ``epsilon`` not above 0, a temperature out of range.
+        ValueError: ``beta`` outside [0, 1], ``epsilon`` not above 0, a temperature out of range,
+            ``chunk_rows`` below 1, or a solver that does not serve the problem.
 
     Source: Eq. (7) and (8) of Lin et al., ICLR 2024.
 
@@ -194,10 +234,13 @@ class ClipCaptionOTLoss(nn.Module):
         normalize: bool = True,
         temperature: float | None = 0.07,
         learnable_temperature: bool = True,
+        chunk_rows: int | None = None,
     ) -> None:
         super().__init__()
         check_fraction("beta", beta)
         check_positive("epsilon", epsilon)
+        check_count("chunk_rows", chunk_rows, optional=True)
+        self.chunk_rows = chunk_rows
         self.beta = beta
         self.epsilon = epsilon
         self.sinkhorn = resolve(sinkhorn)
@@ -263,14 +306,15 @@ class ClipCaptionOTLoss(nn.Module):
             elif mask is not None:
                 clips = clips.masked_fill(~mask[:, None], 0)
                 captions = captions.masked_fill(~mask[:, None], 0)
-            logits = clips @ captions.T
             if self.temperature is not None:
-                logits = logits / self.temperature()
-            elif logit_scale is not None:
-                logits = logits * logit_scale
-            return explain_clip_caption(
-                logits, self.beta, self.epsilon, self.sinkhorn, mask, group_ids, bound
-            )
+                logit_scale = 1 / self.temperature()
+            scale = 1.0 if logit_scale is None else logit_scale
+            settings = self.beta, self.epsilon, self.sinkhorn, mask, group_ids, bound
+            if self.chunk_rows is not None:
+                return explain_clip_caption_chunked(
+                    clips * scale, captions, *settings, self.chunk_rows
+                )
+            return explain_clip_caption(clips @ captions.T * scale, *settings)
 
     def check_logit_scale(self, logit_scale: Tensor | float | None) -> None:
         """Raise unless ``logit_scale`` is a single number and the only temperature."""
@@ -292,7 +336,7 @@ class ClipCaptionOTLoss(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"beta={self.beta}, epsilon={self.epsilon}, sinkhorn={self.sinkhorn}, "
-            f"normalize={self.normalize}"
+            f"normalize={self.normalize}, chunk_rows={self.chunk_rows}"
         )
 
 

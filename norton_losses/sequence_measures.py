@@ -146,7 +146,7 @@ class TransportMeasure(nn.Module):
     Args:
         epsilon: strength of the entropy, in units of similarity.
         bucket: a :class:`PromptBucket`, a number (its ratio), or None for no bucket.
-        sinkhorn: a solver, or its name: ``"auto"``, ``"torch"``, ``"pot"``.
+        sinkhorn: a solver, or its name, see :func:`norton_losses.sinkhorn.resolve`.
         conserve_mass: for ``score="similarity"`` alone, see :func:`transport_score`.
         score: ``"similarity"`` is :func:`transport_score`; ``"entropic"`` is
             :func:`entropic_score` of the whole problem: it counts the bucket's mass at p and

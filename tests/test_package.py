@@ -64,7 +64,8 @@ BELOW: dict[str, set[str]] = {
         "contrastive",
         "sinkhorn",
     },
-    "clip_caption": {"contrastive", "sinkhorn"},
+    "clip_caption_chunked": {"sinkhorn"},
+    "clip_caption": {"clip_caption_chunked", "contrastive", "sinkhorn"},
     "norton": {
         "video_paragraph",
         "clip_caption",

@@ -141,6 +141,10 @@ class TransportProblem:
         """The same problem in ``dtype``, float32 or wider."""
         return self._with(self.scores.to(dtype), self.log_mu.to(dtype), self.log_nu.to(dtype))
 
+    def block(self, rows: slice) -> Tensor:
+        """Scores (..., rows, m)."""
+        return self.scores[..., rows, :]
+
     def map_rows(self, function: Callable[[slice, Tensor], Result]) -> list[Result]:
         """``function`` of the rows and their scores (..., rows, m): here of all rows at once."""
         return [function(slice(None), self.scores)]
@@ -259,6 +263,10 @@ class PointCloudProblem:
         """The same problem in ``dtype``, float32 or wider."""
         return self._with(*(t.to(dtype) for t in (self.x, self.y, self.log_mu, self.log_nu)))
 
+    def block(self, rows: slice) -> Tensor:
+        """Scores (rows, m)."""
+        return self.x[rows] @ self.y.T
+
     def map_rows(self, function: Callable[[slice, Tensor], Result]) -> list[Result]:
         """``function`` of a block of rows and its scores (rows, m), block after block.
 
@@ -272,7 +280,7 @@ class PointCloudProblem:
 
         blocks = [slice(start, min(start + size, n)) for start in range(0, n, size)]
         if not torch.is_grad_enabled():
-            return [of_block(rows, self.x[rows], self.y) for rows in blocks]
+            return [function(rows, self.block(rows)) for rows in blocks]
         return [
             checkpoint(  # pyright: ignore
                 of_block, rows, self.x[rows], self.y, use_reentrant=False, preserve_rng_state=False

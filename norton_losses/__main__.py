@@ -1,0 +1,75 @@
+"""``python -m norton_losses``: which backends work on this machine, why not, and how to mend it."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+import norton_losses
+from norton_losses.sinkhorn import PointCloudProblem, TransportProblem, resolve, select
+
+_DISTRIBUTIONS = {"torch": "torch", "pot": "POT", "geomloss": "geomloss", "keops": "pykeops"}
+_DISTRIBUTIONS |= {"triton": "triton"}
+
+
+def report() -> str:
+    """The table, and what ``"auto"`` chooses for the two problems of the paper."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = torch.cuda.get_device_name() if device == "cuda" else "no CUDA device"
+    lines = [
+        f"norton_losses {norton_losses.__version__}, torch {torch.__version__}, {name}",
+        "",
+        f"{'backend':<10}{'version':<16}{'works':<7}why not, and how to mend it",
+    ]
+    for backend, distribution in _DISTRIBUTIONS.items():
+        failure = _failure(backend, device)
+        works = "no" if failure else "yes"
+        lines.append(f"{backend:<10}{_version(distribution):<16}{works:<7}{failure}".rstrip())
+    lines += ["", f'"auto" on {device}:']
+    for work, problem in _problems_of_the_paper(device).items():
+        choice = select(problem)
+        lines.append(f"  {work}: {choice.solver.__name__}, since {choice.reason}")
+    return "\n".join(lines)
+
+
+def _failure(backend: str, device: str) -> str:
+    """Why a tiny problem is not solved here; nothing if it is."""
+    even = torch.full((2,), 0.5, device=device).log()
+    points = torch.eye(2, device=device)
+    explicit = TransportProblem(points, even, even, epsilon=1.0)
+    try:
+        solver = resolve(backend)
+        support = solver.supports(explicit)
+        problem = explicit if support.ok else PointCloudProblem(points, points, even, even, 1.0)
+        plan = solver.solve(problem)
+    except Exception as error:  # whatever stands in the way is what the user wants to read
+        return str(error)
+    return "" if plan.converged else "it found a wrong plan of a 2 x 2 problem; please report this"
+
+
+def _problems_of_the_paper(device: str) -> dict[str, TransportProblem]:
+    similarity = torch.zeros(128, 128, 9, 9, device=device)
+    logits = torch.zeros(1024, 1024, device=device)
+    return {
+        "video-paragraph, 128 x 128 problems of 8 x 8 and the bucket": _even(similarity, True),
+        "clip-caption, one problem of 1024 x 1024": _even(logits, False),
+    }
+
+
+def _even(scores: torch.Tensor, has_bucket: bool) -> TransportProblem:
+    marginal = torch.full(scores.shape[:-1], 1 / scores.shape[-1], device=scores.device).log()
+    return TransportProblem(
+        scores, marginal, marginal, 0.1, has_bucket=has_bucket, check_values=False
+    )
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "-"
+
+
+if __name__ == "__main__":
+    print(report())

@@ -1,0 +1,90 @@
+"""The clip-caption loss by blocks of rows, Eq. (8): no K x K tensor is held, back or forth."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from norton_losses._numerics import masked_logsumexp
+from norton_losses.sinkhorn import PointCloudProblem, TransportPlan
+
+
+def rectified_targets(
+    identity: Tensor, transported: Tensor | None, beta: float, duplicates: Tensor | None
+) -> Tensor:
+    r"""Rows of :math:`T = (1 - \beta) I + \beta K Q`, without what is not a negative.
+
+    Args:
+        identity: rows of I (rows, K), 0 where a pair is not valid.
+        transported: the same rows of K Q, or None for ``beta=0``.
+        beta: share of the target that follows the plan.
+        duplicates: (rows, K), bool, pairs that share a group; None means none.
+
+    Source: Eq. (8) of Lin et al., ICLR 2024.
+    """
+    targets = identity
+    if transported is not None:
+        targets = (1 - beta) * identity + beta * transported
+    if duplicates is None:
+        return targets
+    kept = targets.masked_fill(duplicates, 0)
+    before, after = targets.sum(-1, keepdim=True), kept.sum(-1, keepdim=True)
+    emptied = after == 0  # beta = 1 allows it: the row's mass then goes to its own pair
+    return torch.where(emptied, identity, kept / after.masked_fill(emptied, 1)) * before
+
+
+def chunked_cross_entropy(
+    problem: PointCloudProblem,
+    plan: TransportPlan | None,
+    beta: float,
+    mask: Tensor,
+    group_ids: Tensor | None,
+) -> Tensor:
+    r"""The loss of logits that exist a block of rows at a time.
+
+    .. math:: \frac1K \Big[ \sum_i T_{i \cdot} \, \mathrm{lse}_j \, l_{ij}
+              + \sum_j T_{\cdot j} \, \mathrm{lse}_i \, l_{ij} - 2 \sum_{ij} T_{ij} l_{ij} \Big]
+
+    which is Eq. (8) with both log-softmaxes written out, so that three sums over rows are all that
+    crosses from block to block.
+
+    Args:
+        problem: whose scores are the logits l (K, K), with their gradient.
+        plan: the transport behind the targets, or None for ``beta=0``.
+        beta: share of the target that follows the plan.
+        mask: (K,), bool, the valid pairs.
+        group_ids: (K,), integer, or None.
+    """
+    index = torch.arange(len(mask), device=mask.device)
+
+    def of_rows(rows: slice, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        own = index[rows, None] == index
+        candidates, duplicates = mask[rows, None] & mask, None
+        identity = (own & mask).to(logits.dtype)
+        if group_ids is not None:
+            duplicates = (group_ids[rows, None] == group_ids) & ~own
+            candidates = candidates & ~duplicates
+        targets = rectified_targets(identity, transported(rows, logits), beta, duplicates)
+        alone = ~candidates.any(0)
+        by_column = logits.masked_fill(~candidates, -torch.inf).masked_fill(alone, 0).logsumexp(0)
+        return (
+            (targets * logits).sum(),
+            targets.sum(1),
+            targets.sum(0),
+            masked_logsumexp(logits, candidates, 1),
+            by_column.masked_fill(alone, -torch.inf),
+        )
+
+    def transported(rows: slice, logits: Tensor) -> Tensor | None:
+        if plan is None:
+            return None
+        same = plan.log_u.dtype == logits.dtype
+        scores = logits if same else plan.problem.block(rows)
+        return mask.sum() * plan.log_rows(rows, scores).exp().to(logits.dtype)
+
+    matched, of_row, of_column, row_lse, column_lse = zip(*problem.map_rows(of_rows), strict=True)
+    partial = torch.stack(column_lse)  # (blocks, K)
+    whole = masked_logsumexp(partial, partial > -torch.inf, 0)
+    total = (torch.cat(of_row) * torch.cat(row_lse)).sum()
+    total = total + (torch.stack(of_column).sum(0) * whole).sum()
+    return (total - 2 * torch.stack(matched).sum()) / mask.sum().clamp(min=1)

@@ -1,0 +1,108 @@
+"""The clip-caption loss by blocks of rows is the clip-caption loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conftest import HAS_GEOMLOSS, HAS_KEOPS, HAS_POT
+from norton_losses import ClipCaptionOTLoss, GeomLossSinkhorn, TorchSinkhorn
+
+K, D = 23, 6
+
+
+def embeddings(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    clips, captions = (torch.randn(K, D, generator=g, dtype=torch.float64) for _ in range(2))
+    return clips.to(dtype).requires_grad_(), captions.to(dtype).requires_grad_()
+
+
+def loss_and_gradients(loss: ClipCaptionOTLoss, **options):
+    clips, captions = embeddings()
+    value = loss(clips, captions, **options)
+    return value, *torch.autograd.grad(value, [clips, captions, *loss.parameters()])
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 5, K, 100])
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_values_and_gradients_are_the_same(chunk_rows, beta, masked, grouped) -> None:
+    options = {}
+    if masked:
+        options["mask"] = torch.arange(K) % 4 != 1
+    if grouped:
+        options["group_ids"] = torch.arange(K) // 3
+    for settings in ({}, {"normalize": False, "temperature": None}):
+        whole = ClipCaptionOTLoss(beta, **settings).double()
+        chunked = ClipCaptionOTLoss(beta, chunk_rows=chunk_rows, **settings).double()
+        pairs = zip(
+            loss_and_gradients(chunked, **options),
+            loss_and_gradients(whole, **options),
+            strict=True,
+        )
+        for ours, theirs in pairs:
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_nothing_valid_is_zero_with_zero_gradients() -> None:
+    loss = ClipCaptionOTLoss(chunk_rows=4).double()
+    value, *gradients = loss_and_gradients(loss, mask=torch.zeros(K).bool())
+    assert value == 0
+    assert not any(gradient.any() for gradient in gradients)
+
+
+def test_garbage_in_masked_pairs_has_no_effect() -> None:
+    mask = torch.arange(K) < 15
+    loss = ClipCaptionOTLoss(chunk_rows=4).double()
+    clean = loss_and_gradients(loss, mask=mask)[0]
+    clips, captions = embeddings()
+    dirty = clips.detach().masked_fill(~mask[:, None], torch.nan).requires_grad_()
+    value = loss(dirty, captions, mask=mask)
+    assert torch.equal(value, clean)
+    assert torch.autograd.grad(value, dirty)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_half_precision_gives_a_float32_loss(dtype: torch.dtype) -> None:
+    values = [ClipCaptionOTLoss(chunk_rows=rows)(*embeddings(dtype)) for rows in (4, None)]
+    assert values[0].dtype == torch.float32
+    torch.testing.assert_close(*values)
+
+
+def test_explain_holds_no_matrix_and_still_has_the_plan() -> None:
+    out = ClipCaptionOTLoss(chunk_rows=4).explain(*embeddings(torch.float32))
+    assert out.logits is None
+    assert out.targets is None
+    assert out.plan is not None
+    assert out.plan.marginal_error < 0.2
+    assert out.plan.plan.shape == (K, K)
+    with pytest.raises(ValueError, match="chunk_rows must be a whole number of at least 1, got 0"):
+        ClipCaptionOTLoss(chunk_rows=0)
+
+
+@pytest.mark.skipif(not HAS_POT, reason="POT is not installed")
+def test_a_solver_of_matrices_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ValueError, match="POTSinkhorn cannot.*use TorchSinkhorn or KeOpsSinkhorn"):
+        ClipCaptionOTLoss(sinkhorn="pot", chunk_rows=4)(*embeddings())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_KEOPS, reason="KeOps is not installed")
+def test_keops_serves_it_and_names_it_where_it_cannot() -> None:
+    exact = loss_and_gradients(ClipCaptionOTLoss(sinkhorn=TorchSinkhorn(domain="log")).double())
+    ours = loss_and_gradients(ClipCaptionOTLoss(sinkhorn="keops", chunk_rows=4).double())
+    for a, b in zip(ours, exact, strict=True):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(ValueError, match=r"ClipCaptionOTLoss\(chunk_rows=\.\.\.\)"):
+        ClipCaptionOTLoss(sinkhorn="keops")(*embeddings())
+
+
+@pytest.mark.skipif(not HAS_GEOMLOSS, reason="GeomLoss is not installed")
+@pytest.mark.parametrize("chunk_rows", [None, 4])
+def test_geomloss_serves_it(chunk_rows: int | None) -> None:
+    settings = {"temperature": 0.5, "chunk_rows": chunk_rows}
+    exact = loss_and_gradients(ClipCaptionOTLoss(sinkhorn=TorchSinkhorn(1000), **settings).double())
+    ours = loss_and_gradients(ClipCaptionOTLoss(sinkhorn=GeomLossSinkhorn(), **settings).double())
+    for a, b in zip(ours, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
