@@ -226,7 +226,7 @@ IMPLICIT = [
     pytest.param(partial(AutoSinkhorn, plan_gradient="implicit"), id="auto"),
     pytest.param(partial(POTSinkhorn, plan_gradient="implicit"), id="pot", marks=pot),
     pytest.param(
-        partial(GeomLossSinkhorn, polish=400, plan_gradient="implicit"),
+        partial(GeomLossSinkhorn, polish=100, plan_gradient="implicit"),
         id="geomloss",
         marks=geomloss,
     ),
@@ -238,14 +238,14 @@ class TestPlanGradient:
     @pytest.mark.parametrize("solver", IMPLICIT)
     @pytest.mark.parametrize("reading", READINGS)
     def test_matches_finite_differences(self, solver: Solver, reading: str) -> None:
-        problem = random_problem(2, zero_rows=1, zero_columns=1)
+        problem = random_problem(2, epsilon=0.6, zero_rows=1, zero_columns=1)
         log_mu, log_nu = problem.log_mu.clone(), problem.log_nu.clone()
         log_mu[1], log_nu[1] = -torch.inf, -torch.inf  # nothing to move, and no NaN
         scores = problem.scores.clone().requires_grad_()
 
         def read(scores: Tensor) -> Tensor:
             moved = TransportProblem(scores, log_mu, log_nu, problem.epsilon)
-            return READINGS[reading](solver(400).solve(moved))
+            return READINGS[reading](solver(100).solve(moved))
 
         assert torch.autograd.gradcheck(read, scores, atol=1e-6)
 
@@ -311,13 +311,23 @@ class TestLearnableBucket:
             TransportMeasure(bucket=bucket)
 
     @pytest.mark.parametrize(
-        "options",
-        [{"score": "entropic"}, {"sinkhorn": TorchSinkhorn(plan_gradient="implicit")}],
-        ids=["entropic", "implicit"],
+        ("options", "ratio", "value", "way"),
+        [
+            ({"sinkhorn": TorchSinkhorn(plan_gradient="implicit")}, 0.0, None, 1),
+            ({"sinkhorn": TorchSinkhorn(plan_gradient="implicit")}, 0.0, -0.5, 1),
+            ({"score": "entropic"}, 1.0, None, -1),
+            ({"score": "entropic"}, 1.0, 0.8, -1),
+        ],
+        ids=["implicit-ratio", "implicit-value", "entropic-ratio", "entropic-value"],
     )
-    @pytest.mark.parametrize("value", [None, -0.5])
-    def test_it_moves_and_helps_on_a_planted_problem(self, options, value: float | None) -> None:
-        """Half of every paragraph tells nothing, and the bucket begins too low to take it."""
+    def test_it_moves_and_helps_on_a_planted_problem(
+        self, options, ratio: float, value: float | None, way: int
+    ) -> None:
+        """Half of every paragraph tells nothing, and the bucket begins far from its best value.
+
+        Too low to take that half, where it counts for nothing; too high to leave the rest, where
+        what it takes counts at its own value.
+        """
 
         def planted(seed: int) -> Tensor:
             g = torch.Generator().manual_seed(seed)
@@ -326,7 +336,7 @@ class TestLearnableBucket:
                 similarity[b, b, range(3), range(3)] = 0.8
             return similarity
 
-        bucket = PromptBucket(0.0, value=value, learnable=True)
+        bucket = PromptBucket(ratio, value=value, learnable=True)
         measure = TransportMeasure(0.1, bucket, **options)
         optimizer = torch.optim.Adam(measure.parameters(), lr=0.02)
 
@@ -339,7 +349,7 @@ class TestLearnableBucket:
             loss(step).backward()
             optimizer.step()
         assert bucket.offset is not None
-        assert bucket.offset > 0.1
+        assert way * bucket.offset > 0.1
         assert loss(1000).item() < 0.9 * before
 
     def test_it_is_saved_and_shown(self) -> None:
@@ -406,6 +416,7 @@ class TestDomains:
         torch.testing.assert_close(plan.log_plan - log_mass, exact.log_plan, rtol=0, atol=1e-4)
 
     @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
     def test_the_compiled_step_is_the_step(self) -> None:
         problem = random_problem(40, dtype=torch.float32, zero_rows=1)
         solver = TorchSinkhorn(domain="scaling", compiled=True)
@@ -460,7 +471,7 @@ class TestSelection:
 @pytest.mark.slow
 def test_no_backend_changes_global_state() -> None:
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002
+    numpy_state = np.random.get_state()[1].copy()
     makers: list[tuple[bool, Solver]] = [
         (True, TorchSinkhorn),
         (HAS_POT, POTSinkhorn),
@@ -477,4 +488,4 @@ def test_no_backend_changes_global_state() -> None:
     assert torch.get_default_dtype() == torch.float32
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)
-    assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
+    assert (np.random.get_state()[1] == numpy_state).all()

@@ -27,7 +27,7 @@ _CHUNK, _COMPILED_CHUNK = 1 << 21, 1 << 23
 
 Scalings: TypeAlias = tuple[Tensor, Tensor, Tensor]
 Domain: TypeAlias = Callable[..., Scalings]
-Sum: TypeAlias = Callable[[Tensor], Tensor]
+Step: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def even_if_empty(log_mu: Tensor, log_nu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,7 +47,6 @@ def _sparing_the_empty(domain: Domain) -> Domain:
         log_kernel: Tensor, log_mu: Tensor, log_nu: Tensor, *args: object, **options: object
     ) -> Scalings:
         log_mu, log_nu, empty = even_if_empty(log_mu, log_nu)
-        log_kernel = log_kernel.masked_fill(empty[..., None], 0)
         log_u, log_v, steps = domain(log_kernel, log_mu, log_nu, *args, **options)
         return log_u.masked_fill(empty, -torch.inf), log_v.masked_fill(empty, -torch.inf), steps
 
@@ -79,21 +78,21 @@ def log(
         log_u (..., n), log_v (..., m) and the steps taken for each problem (...).
     """
     log_u, log_v = torch.full_like(log_mu, -torch.inf), start(log_nu)
-    active, steps = _none_taken(log_mu[..., 0])
-    for step in range(iterations):
+    steps = _Steps(log_mu[..., 0], tolerance, iterations)
+    for _ in range(iterations):
         row_sums = _row_logsumexp(log_kernel, log_v)
-        if tolerance is not None and step > 0:
-            error = ((log_u + row_sums).exp() - log_mu.exp()).abs().sum(-1)
-            active = active & (error > tolerance)
-            if not active.any():
+        if tolerance is not None:
+            steps.judge(((log_u + row_sums).exp() - log_mu.exp()).abs().sum(-1))
+            if steps.finished():
                 break
         next_u = log_mu - row_sums
         next_v = log_nu - _row_logsumexp(log_kernel.mT, next_u)
         if tolerance is not None:
-            next_u = torch.where(active[..., None], next_u, log_u)
-            next_v = torch.where(active[..., None], next_v, log_v)
-        log_u, log_v, steps = next_u, next_v, steps + active
-    return log_u, log_v, steps
+            next_u = torch.where(steps.active[..., None], next_u, log_u)
+            next_v = torch.where(steps.active[..., None], next_v, log_v)
+            steps.count()
+        log_u, log_v = next_u, next_v
+    return log_u, log_v, steps.taken
 
 
 @_sparing_the_empty
@@ -115,22 +114,21 @@ def scaling(
 
     def solve(batch: _Batch) -> Scalings:
         # The largest entry becomes 1: the kernel stays inside the dtype, whatever the scores were.
-        log_u, log_v = -batch.largest().expand_as(batch.mu.T), torch.zeros_like(batch.log_nu)
-        row_sums, column_sums = _sums(batch.kernel(log_u, log_v), compiled)
+        log_u = -batch.largest().expand_as(batch.log_mu)
+        step = _step(batch, batch.kernel(log_u), compiled)
         u, v = batch.unscaled()
-        active, steps = _none_taken(u[0])
-        for step in range(iterations):
-            sums = row_sums(v)
-            if tolerance is not None and step > 0:
-                active = active & (batch.row_error(u * sums) > tolerance)
-                if not active.any():
-                    break
-            next_u = batch.mu / sums
-            next_v = batch.nu / column_sums(next_u)
+        steps = _Steps(batch.log_mass[:, 0], tolerance, iterations)
+        for _ in range(iterations):
+            next_u, next_v = step(v)
             if tolerance is not None:
-                next_u, next_v = torch.where(active, next_u, u), torch.where(active, next_v, v)
-            u, v, steps = next_u, next_v, steps + active
-        return log_u + u.T.log(), log_v + v.T.log(), steps
+                steps.judge(batch.row_error(u, next_u))
+                if steps.finished():
+                    break
+                next_u = torch.where(steps.active, next_u, u)
+                next_v = torch.where(steps.active, next_v, v)
+                steps.count()
+            u, v = next_u, next_v
+        return log_u + u.T.log(), v.T.log(), steps.taken
 
     size = _COMPILED_CHUNK if compiled else _CHUNK
     return _by_chunks(solve, size, log_kernel, log_mu, log_nu)
@@ -156,29 +154,29 @@ def absorbed(
 
     def solve(batch: _Batch) -> Scalings:
         log_u, log_v = batch.log_step(start(batch.log_nu))
-        row_sums, column_sums = _sums(batch.kernel(log_u, log_v))
+        step = _step(batch, batch.kernel(log_u, log_v))
         u, v = batch.unscaled()
-        active, steps = _none_taken(u[0])
-        steps = steps + active
+        steps = _Steps(batch.log_mass[:, 0], tolerance, iterations)
+        steps.count()
         for _ in range(iterations - 1):
-            sums = row_sums(v)
+            next_u, next_v = step(v)
             if tolerance is not None:
-                active = active & (batch.row_error(u * sums) > tolerance)
-                if not active.any():
+                steps.judge(batch.row_error(u, next_u))
+                if steps.finished():
                     break
-            next_u = batch.mu / sums
-            next_v = batch.nu / column_sums(next_u)
             if not batch.safe(next_u, next_v):
                 old_u, old_v = log_u + u.T.log(), log_v + v.T.log()
                 log_u, log_v = batch.log_step(old_v)
-                log_u = torch.where(active[:, None], log_u, old_u)
-                log_v = torch.where(active[:, None], log_v, old_v)
-                row_sums, column_sums = _sums(batch.kernel(log_u, log_v))
+                log_u = torch.where(steps.active[:, None], log_u, old_u)
+                log_v = torch.where(steps.active[:, None], log_v, old_v)
+                step = _step(batch, batch.kernel(log_u, log_v))
                 next_u, next_v = batch.unscaled()
             elif tolerance is not None:
-                next_u, next_v = torch.where(active, next_u, u), torch.where(active, next_v, v)
-            u, v, steps = next_u, next_v, steps + active
-        return log_u + u.T.log(), log_v + v.T.log(), steps
+                next_u = torch.where(steps.active, next_u, u)
+                next_v = torch.where(steps.active, next_v, v)
+            steps.count()
+            u, v = next_u, next_v
+        return log_u + u.T.log(), log_v + v.T.log(), steps.taken
 
     return _by_chunks(solve, _CHUNK, log_kernel, log_mu, log_nu)
 
@@ -188,9 +186,28 @@ def start(log_nu: Tensor) -> Tensor:
     return torch.zeros_like(log_nu).masked_fill(log_nu == -torch.inf, -torch.inf)
 
 
-def _none_taken(like: Tensor) -> tuple[Tensor, Tensor]:
-    active = torch.ones_like(like, dtype=torch.bool)
-    return active, torch.zeros_like(active, dtype=torch.int64)
+class _Steps:
+    """Which problems still take steps, and how many each has taken.
+
+    Without a tolerance all take all of them, and nothing needs to be counted.
+    """
+
+    def __init__(self, like: Tensor, tolerance: float | None, iterations: int) -> None:
+        self.tolerance = tolerance
+        self.active: Tensor = torch.ones_like(like, dtype=torch.bool)
+        start = iterations if tolerance is None else 0
+        self.taken: Tensor = torch.full_like(self.active, start, dtype=torch.int64)
+
+    def judge(self, row_error: Tensor) -> None:
+        """Leave alone what is within the tolerance, except before its first step."""
+        self.active = self.active & ((row_error > self.tolerance) | (self.taken == 0))
+
+    def finished(self) -> bool:
+        return not self.active.any()
+
+    def count(self) -> None:
+        if self.tolerance is not None:
+            self.taken = self.taken + self.active
 
 
 def _row_logsumexp(log_kernel: Tensor, log_v: Tensor) -> Tensor:
@@ -208,33 +225,40 @@ class _Batch:
         self.log_mass = log_nu.logsumexp(-1, keepdim=True)
         self.log_kernel = log_kernel
         self.log_mu, self.log_nu = log_mu - self.log_mass, log_nu - self.log_mass
-        self.mu, self.nu = self.log_mu.T.exp(), self.log_nu.T.exp()
+        # Contiguous, as the kernel is: what is computed from them follows their strides.
+        self.mu, self.nu = (log.exp().T.contiguous() for log in (self.log_mu, self.log_nu))
         self.rows, self.columns = log_mu > -torch.inf, log_nu > -torch.inf
-
-    @property
-    def absent(self) -> Tensor:
-        return ~(self.rows[:, :, None] & self.columns[:, None, :])
+        readable = log_kernel.is_cpu and not torch.compiler.is_compiling()
+        self.absent: Tensor | None = None  # (B, n, m), or None where nothing is seen to be absent
+        if not (readable and self.rows.all() and self.columns.all()):
+            self.absent = ~(self.rows[:, :, None] & self.columns[:, None, :])
 
     def largest(self) -> Tensor:
         """The largest entry (B, 1) of the log-kernel's present cells."""
-        return self.log_kernel.masked_fill(self.absent, -torch.inf).amax((-2, -1))[:, None]
+        present = self.log_kernel
+        if self.absent is not None:
+            present = present.masked_fill(self.absent, -torch.inf)
+        return present.amax((-2, -1))[:, None]
 
-    def kernel(self, log_u: Tensor, log_v: Tensor) -> Tensor:
+    def kernel(self, log_u: Tensor, log_v: Tensor | None = None) -> Tensor:
         """The kernel with logarithms taken in; 1 in absent cells, so that no sum of them is 0."""
-        scaled = self.log_kernel + log_u[:, :, None] + log_v[:, None, :]
-        return scaled.masked_fill(self.absent, 0).exp()
+        scaled = self.log_kernel + log_u[:, :, None]
+        if log_v is not None:
+            scaled.add_(log_v[:, None, :])
+        return (scaled if self.absent is None else scaled.masked_fill_(self.absent, 0)).exp_()
 
     def unscaled(self) -> tuple[Tensor, Tensor]:
         """U and v of 1, and v of 0 at absent columns. (That u is 0 follows from mu.)"""
-        return torch.ones_like(self.mu), self.columns.T.to(self.nu.dtype)
+        return torch.ones_like(self.mu), self.columns.T.to(self.nu.dtype).contiguous()
 
     def log_step(self, log_v: Tensor) -> tuple[Tensor, Tensor]:
         log_u = self.log_mu - _row_logsumexp(self.log_kernel, log_v)
         return log_u, self.log_nu - _row_logsumexp(self.log_kernel.mT, log_u)
 
-    def row_error(self, row_sums: Tensor) -> Tensor:
-        """L1 distance (B,) of the rows from mu."""
-        return (row_sums - self.mu).abs().sum(0) * self.log_mass[:, 0].exp()
+    def row_error(self, u: Tensor, next_u: Tensor) -> Tensor:
+        """L1 distance (B,) of the rows from mu before a step, where they sum to mu u / next_u."""
+        ratio = torch.where(next_u > 0, u / next_u, 1)
+        return (self.mu * (ratio - 1).abs()).sum(0) * self.log_mass[:, 0].exp()
 
     def safe(self, u: Tensor, v: Tensor) -> bool:
         """Whether all scalings of present rows and columns are within the bounds of absorbing."""
@@ -266,32 +290,40 @@ def _by_chunks(
     return log_u.reshape(*batch, n), log_v.reshape(*batch, m), steps.reshape(batch)
 
 
-def _sums(kernel: Tensor, compiled: bool = False) -> tuple[Sum, Sum]:
-    """From v (m, B) to K v (n, B), and from u (n, B) to K' u (m, B), for kernels (B, n, m)."""
+def _step(batch: _Batch, kernel: Tensor, compiled: bool = False) -> Step:
+    """From v (m, B) to u = mu / (K v) (n, B) and v = nu / (K' u) (m, B), for kernels (B, n, m)."""
+    mu, nu = batch.mu, batch.nu
+    compiling = torch.compiler.is_compiling()
     if len(kernel) == 1 and not compiled:
-        k = kernel[0]
-        return lambda v: torch.mv(k, v[:, 0])[:, None], lambda u: torch.mv(k.T, u[:, 0])[:, None]
+        single = kernel[0]
+
+        def one(v: Tensor) -> tuple[Tensor, Tensor]:
+            u = mu / torch.mv(single, v[:, 0])[:, None]
+            return u, nu / torch.mv(single.T, u[:, 0])[:, None]
+
+        return one
     by_column = kernel.permute(1, 2, 0).contiguous()  # (n, m, B)
-    if compiled and not torch.compiler.is_compiling():
-        product_sum = _compiled_product_sum()
-        return lambda v: product_sum(by_column, v, 1), lambda u: product_sum(
-            by_column, u[:, None], 0
-        )
-    # Eagerly the product is written out: reused memory, and sums over the first dimension, which
-    # run along the batch.
+    if compiling or compiled:
+        fused = _fused_step if compiling else _compiled_step()
+        return lambda v: fused(by_column, mu, nu, v)
+    # Eagerly the product is written out: into the same memory each time, and summed over the first
+    # dimension, along the batch.
     by_row = by_column.transpose(0, 1).contiguous()  # (m, n, B)
-    row_scratch = None if torch.compiler.is_compiling() else torch.empty_like(by_row)
-    column_scratch = None if row_scratch is None else row_scratch.view(by_column.shape)
-    return (
-        lambda v: torch.mul(by_row, v[:, None], out=row_scratch).sum(0),
-        lambda u: torch.mul(by_column, u[:, None], out=column_scratch).sum(0),
-    )
+    row_scratch = torch.empty_like(by_row)
+    column_scratch = row_scratch.view(by_column.shape)
+
+    def many(v: Tensor) -> tuple[Tensor, Tensor]:
+        u = mu / torch.mul(by_row, v[:, None], out=row_scratch).sum(0)
+        return u, nu / torch.mul(by_column, u[:, None], out=column_scratch).sum(0)
+
+    return many
 
 
-def _product_sum(kernel: Tensor, vector: Tensor, dim: int) -> Tensor:
-    return (kernel * vector).sum(dim)
+def _fused_step(kernel: Tensor, mu: Tensor, nu: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    u = mu / (kernel * v).sum(1)
+    return u, nu / (kernel * u[:, None]).sum(0)
 
 
 @cache
-def _compiled_product_sum() -> Callable[[Tensor, Tensor, int], Tensor]:
-    return torch.compile(_product_sum)  # pyright: ignore[reportUnknownMemberType]
+def _compiled_step() -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    return torch.compile(_fused_step)  # pyright: ignore[reportUnknownMemberType]

@@ -10,6 +10,9 @@ from torch import Tensor
 from norton_losses.sinkhorn.domains import Scalings, even_if_empty, start
 from norton_losses.sinkhorn.problem import PointCloudProblem
 
+# The smallest column of a plan that has kept its digits, above what underflow takes from it.
+_LEAST_COLUMN = {torch.float32: 1e-25, torch.float64: 1e-250}
+
 
 def streamed(
     problem: PointCloudProblem,
@@ -45,6 +48,11 @@ def streamed(
 
 
 def _step(problem: PointCloudProblem, log_v: Tensor) -> tuple[Tensor, Tensor]:
+    if log_v.is_cpu:
+        log_u, next_v = _quick_step(problem, log_v)
+        if next_v is not None:
+            return log_u, next_v
+
     def of_rows(rows: slice, scores: Tensor) -> tuple[Tensor, Tensor]:
         log_kernel = scores / problem.epsilon
         log_u = problem.log_mu[rows] - (log_kernel + log_v).logsumexp(-1)
@@ -52,3 +60,27 @@ def _step(problem: PointCloudProblem, log_v: Tensor) -> tuple[Tensor, Tensor]:
 
     log_u, column_sums = zip(*problem.map_rows(of_rows), strict=True)
     return torch.cat(log_u), problem.log_nu - torch.stack(column_sums).logsumexp(0)
+
+
+def _quick_step(problem: PointCloudProblem, log_v: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A step whose exponentials serve rows and columns; no log_v where a column lost too much.
+
+    ``e^(S_ij / epsilon + v_j - top_i)`` sums to at least 1 along its row. Times
+    ``mu_i`` over that sum it is the plan between the two updates, whose columns are summed next.
+    One that holds almost nothing has lost digits to underflow.
+    """
+
+    def of_rows(rows: slice, scores: Tensor) -> tuple[Tensor, Tensor]:
+        terms = scores.div_(problem.epsilon).add_(log_v)  # a block is made for this call alone
+        top = terms.amax(-1, keepdim=True)
+        weights = terms.sub_(top).exp_()
+        sums = weights.sum(-1)
+        log_u = problem.log_mu[rows] - top[:, 0] - sums.log()
+        return log_u, torch.mv(weights.T, problem.log_mu[rows].exp() / sums)
+
+    log_u, columns = zip(*problem.map_rows(of_rows), strict=True)
+    column_sums, absent = torch.stack(columns).sum(0), problem.log_nu == -torch.inf
+    if (column_sums.masked_fill(absent, 1) < _LEAST_COLUMN[log_v.dtype]).any():
+        return torch.cat(log_u), None
+    next_v = problem.log_nu + log_v - column_sums.log()
+    return torch.cat(log_u), next_v.masked_fill(absent, -torch.inf)

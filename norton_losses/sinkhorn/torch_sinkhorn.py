@@ -115,7 +115,9 @@ class TorchSinkhorn(AbstractSinkhorn):
 def _spread(problem: TransportProblem) -> float:
     """The largest range of the scores of present cells in one problem of the batch."""
     rows, columns = problem.log_mu > -torch.inf, problem.log_nu > -torch.inf
-    absent = ~(rows[..., :, None] & columns[..., None, :])
-    hi = problem.scores.masked_fill(absent, -torch.inf).amax((-2, -1))
-    lo = problem.scores.masked_fill(absent, torch.inf).amin((-2, -1))
+    lo = hi = problem.scores
+    if not (rows.all() and columns.all()):
+        absent = ~(rows[..., :, None] & columns[..., None, :])
+        lo, hi = lo.masked_fill(absent, torch.inf), hi.masked_fill(absent, -torch.inf)
+    lo, hi = lo.amin((-2, -1)), hi.amax((-2, -1))
     return float((hi - lo).clamp(min=0).max())  # -inf where all is absent
