@@ -4,13 +4,16 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 RECIPE := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: help demo test test-fast test-torch-only lint format check coverage build clean
+.PHONY: help demo bench test test-fast test-torch-only lint format check coverage build clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/	/' | expand -t 18
 
 demo: .venv/.demo  ## train on handwritten recipes, print the table, draw alignment.png
 	$(BIN)/python -m examples.handwritten_howto
+
+bench: .venv/.bench  ## time the Sinkhorn backends, print the table (WRITE=--write keeps it)
+	$(BIN)/python -m benchmarks.sinkhorn_backends $(WRITE)
 
 test: .venv/.dev  ## every test
 	$(BIN)/python -m pytest
@@ -51,6 +54,11 @@ clean:  ## remove what the targets made
 	$(PIP) install --quiet --constraint constraints.txt \
 		--editable '.[dev,pot,geomloss,keops,triton,plot,examples]'
 	touch $@ .venv/.demo
+
+.venv/.bench: $(RECIPE)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
+	touch $@
 
 .venv-torch-only/.done: $(RECIPE)
 	$(PYTHON) -m venv --clear .venv-torch-only

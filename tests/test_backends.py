@@ -16,8 +16,10 @@ from conftest import HAS_GEOMLOSS, HAS_KEOPS, HAS_POT, HAS_TRITON
 from norton_losses import (
     AbstractSinkhorn,
     AutoSinkhorn,
+    ClipCaptionOTLoss,
     GeomLossSinkhorn,
     KeOpsSinkhorn,
+    NortonLoss,
     NortonVideoParagraphLoss,
     PointCloudProblem,
     POTSinkhorn,
@@ -30,6 +32,7 @@ from norton_losses import (
 )
 from norton_losses.functional import entropic_score, transport_score, video_paragraph_loss
 from norton_losses.sinkhorn import domains, select
+from tests.batches import make_batch
 from tests.problems import random_problem
 
 Solver = Callable[..., AbstractSinkhorn]
@@ -466,6 +469,33 @@ class TestSelection:
         if not torch.cuda.is_available() and HAS_TRITON:
             assert "runs on CUDA" in rows["triton"]
         assert sum("Sinkhorn, since " in line for line in lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "tolerance"),
+    [
+        pytest.param(partial(TorchSinkhorn, domain="log"), 1e-10, id="torch-log"),
+        pytest.param(POTSinkhorn, 1e-10, id="pot", marks=pot),
+        pytest.param(GeomLossSinkhorn, 1e-3, id="geomloss", marks=geomloss),
+    ],
+)
+def test_the_loss_and_its_gradients_do_not_depend_on_the_backend(
+    make: Solver, tolerance: float
+) -> None:
+    batch = make_batch(ragged=True)
+
+    def loss_and_gradients(solver: AbstractSinkhorn) -> list[Tensor]:
+        loss = NortonLoss(
+            NortonVideoParagraphLoss(measure=TransportMeasure(0.2, sinkhorn=solver)),
+            ClipCaptionOTLoss(temperature=0.5, sinkhorn=solver),
+        ).double()
+        leaves = batch.leaves()
+        value = loss(*leaves.tokens, **leaves.masks)
+        return [value, *torch.autograd.grad(value, leaves.tokens)]
+
+    exact = loss_and_gradients(TorchSinkhorn(50 if tolerance < 1e-6 else 1000))
+    for ours, theirs in zip(loss_and_gradients(make(50)), exact, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.slow

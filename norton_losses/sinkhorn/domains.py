@@ -200,7 +200,7 @@ class _Steps:
 
     def judge(self, row_error: Tensor) -> None:
         """Leave alone what is within the tolerance, except before its first step."""
-        self.active = self.active & ((row_error > self.tolerance) | (self.taken == 0))
+        self.active = self.active & ((row_error > (self.tolerance or 0)) | (self.taken == 0))
 
     def finished(self) -> bool:
         return not self.active.any()
