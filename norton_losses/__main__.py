@@ -47,12 +47,10 @@ def _failure(backend: str, device: str) -> str:
     explicit = TransportProblem(points, even, even, epsilon=1.0)
     cloud = PointCloudProblem(points, points, even, even, epsilon=1.0)
     try:
-        solver = resolve(backend)
-        if not solver.supports(cloud).ok or solver.supports(explicit).ok:
-            plan = solver.solve(explicit)
-        else:
-            with contextlib.redirect_stdout(io.StringIO()):  # KeOps tells that it compiles
-                plan = solver.solve(cloud)
+        with contextlib.redirect_stdout(io.StringIO()):  # KeOps tells that it compiles
+            solver = resolve(backend)
+            only_points = solver.supports(cloud).ok and not solver.supports(explicit).ok
+            plan = solver.solve(cloud if only_points else explicit)
     except Exception as error:  # whatever stands in the way is what the user wants to read
         return str(error)
     return "" if plan.converged else "it found a wrong plan of a 2 x 2 problem; please report this"
