@@ -87,10 +87,10 @@ def _has_small_range(problem: Problem) -> bool:
 
 def _import_kernel() -> Any:
     try:
-        from norton_losses.kernels import small_sinkhorn_triton
+        import norton_losses.kernels.small_sinkhorn_triton as kernel
     except ImportError as error:
         raise ImportError(
             "TritonSinkhorn needs Triton 3 or newer; install it with "
             "pip install 'norton-losses[triton]', or use TorchSinkhorn, which needs nothing more"
         ) from error
-    return small_sinkhorn_triton
+    return kernel
