@@ -74,7 +74,7 @@ class KeOpsSinkhorn(AbstractSinkhorn):
             problem,
             log_u.masked_fill(empty | (log_mu == -torch.inf), -torch.inf),
             log_v.masked_fill(empty | (log_nu == -torch.inf), -torch.inf),
-            torch.tensor(self.iterations, device=log_u.device),
+            torch.full((), self.iterations, device=log_u.device),
         )
 
 

@@ -44,7 +44,7 @@ def streamed(
                 break
         log_u, log_v, steps = next_u, next_v, steps + 1
     log_u, log_v = log_u.masked_fill(empty, -torch.inf), log_v.masked_fill(empty, -torch.inf)
-    return log_u, log_v, torch.tensor(steps, device=log_u.device)
+    return log_u, log_v, torch.full((), steps, device=log_u.device)
 
 
 def _step(problem: PointCloudProblem, log_v: Tensor) -> tuple[Tensor, Tensor]:
