@@ -52,7 +52,7 @@ def _failure(backend: str, device: str) -> str:
             only_points = solver.supports(cloud).ok and not solver.supports(explicit).ok
             plan = solver.solve(cloud if only_points else explicit)
     except Exception as error:  # whatever stands in the way is what the user wants to read
-        return str(error)
+        return " ".join(str(error).split())
     return "" if plan.converged else "it found a wrong plan of a 2 x 2 problem; please report this"
 
 

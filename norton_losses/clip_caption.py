@@ -309,6 +309,8 @@ class ClipCaptionOTLoss(nn.Module):
             if self.temperature is not None:
                 logit_scale = 1 / self.temperature()
             scale = 1.0 if logit_scale is None else logit_scale
+            if isinstance(scale, Tensor):
+                scale = scale.reshape(())
             settings = self.beta, self.epsilon, self.sinkhorn, mask, group_ids, bound
             if self.chunk_rows is not None:
                 return explain_clip_caption_chunked(

@@ -42,11 +42,13 @@ def chunked_cross_entropy(
 ) -> Tensor:
     r"""The loss of logits that exist a block of rows at a time.
 
-    .. math:: \frac1K \Big[ \sum_i T_{i \cdot} \, \mathrm{lse}_j \, l_{ij}
-              + \sum_j T_{\cdot j} \, \mathrm{lse}_i \, l_{ij} - 2 \sum_{ij} T_{ij} l_{ij} \Big]
+    .. math:: \frac1K \Big[ \sum_{ij} T_{ij} (\mathrm{lse}_j \, l_{i \cdot} - l_{ij})
+              + \sum_{ij} T_{ij} (d_j - l_{ij})
+              + \sum_j T_{\cdot j} (\mathrm{lse}_i \, l_{\cdot j} - d_j) \Big]
 
-    which is Eq. (8) with both log-softmaxes written out, so that three sums over rows are all that
-    crosses from block to block.
+    which is Eq. (8) with both log-softmaxes written out, so that sums over rows are all that
+    crosses from block to block. The pairs' own logits :math:`d_j = l_{jj}` cancel: without them,
+    large numbers would.
 
     Args:
         problem: whose scores are the logits l (K, K), with their gradient.
@@ -56,8 +58,9 @@ def chunked_cross_entropy(
         group_ids: (K,), integer, or None.
     """
     index = torch.arange(len(mask), device=mask.device)
+    own_logits = (problem.x.detach() * problem.y.detach()).sum(-1)  # d, a constant
 
-    def of_rows(rows: slice, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def of_rows(rows: slice, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         own = index[rows, None] == index
         candidates, duplicates = mask[rows, None] & mask, None
         identity = (own & mask).to(logits.dtype)
@@ -67,13 +70,10 @@ def chunked_cross_entropy(
         targets = rectified_targets(identity, transported(rows, logits), beta, duplicates)
         alone = ~candidates.any(0)
         by_column = logits.masked_fill(~candidates, -torch.inf).masked_fill(alone, 0).logsumexp(0)
-        return (
-            (targets * logits).sum(),
-            targets.sum(1),
-            targets.sum(0),
-            masked_logsumexp(logits, candidates, 1),
-            by_column.masked_fill(alone, -torch.inf),
-        )
+        by_row = masked_logsumexp(logits, candidates, 1)
+        # Where a target is 0 a logit may be anything: it drops out here.
+        surprise = targets * (by_row[:, None] - logits + own_logits - logits)
+        return surprise.sum(), targets.sum(0), by_column.masked_fill(alone, -torch.inf)
 
     def transported(rows: slice, logits: Tensor) -> Tensor | None:
         if plan is None:
@@ -82,9 +82,8 @@ def chunked_cross_entropy(
         scores = logits if same else plan.problem.block(rows)
         return mask.sum() * plan.log_rows(rows, scores).exp().to(logits.dtype)
 
-    matched, of_row, of_column, row_lse, column_lse = zip(*problem.map_rows(of_rows), strict=True)
-    partial = torch.stack(column_lse)  # (blocks, K)
-    whole = masked_logsumexp(partial, partial > -torch.inf, 0)
-    total = (torch.cat(of_row) * torch.cat(row_lse)).sum()
-    total = total + (torch.stack(of_column).sum(0) * whole).sum()
-    return (total - 2 * torch.stack(matched).sum()) / mask.sum().clamp(min=1)
+    surprise, target_columns, by_column = zip(*problem.map_rows(of_rows), strict=True)
+    partial = torch.stack(by_column)  # (blocks, K)
+    column_lse = masked_logsumexp(partial, partial > -torch.inf, 0)
+    columns = (torch.stack(target_columns).sum(0) * (column_lse - own_logits)).sum()
+    return (torch.stack(surprise).sum() + columns) / mask.sum().clamp(min=1)

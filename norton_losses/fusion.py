@@ -74,9 +74,10 @@ class AbstractTokenSimilarity(nn.Module, ABC):
     def bounds(self, frames: int, words: int) -> Range | None:
         """What the similarity of clips of ``frames`` and captions of ``words`` must lie in.
 
-        None where the class does not say: a solver of transport may then have to look.
+        None where a class does not say: a solver of transport may then have to look. With a
+        ``similarity_range`` from outside nothing is promised.
         """
-        return (0.0, 1.0) if self.rescale == "minmax" else None
+        return None
 
     def forward(
         self,

@@ -202,8 +202,8 @@ class PromptBucket(nn.Module):
         if similarity_range is None or self.offset is not None:
             return None
         lo, hi = similarity_range
-        # The quantile lies within, or is 0 where no pair is valid: then no cell is present.
-        p = lo if self.value is None else self.value
+        # The quantile lies within the range, or is 0 where no aligned pair is valid.
+        p = 0.0 if self.value is None else self.value
         return min(lo, p), max(hi, p)
 
     def forward(

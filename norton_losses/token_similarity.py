@@ -190,7 +190,7 @@ class MaxSimilarity(AbstractTokenSimilarity):
         return _pairs_first(by_frame), _pairs_first(by_word)
 
     def bounds(self, frames: int, words: int) -> Range:
-        return super().bounds(frames, words) or (-1.0, 1.0)
+        return (0.0, 1.0) if self.rescale == "minmax" else (-1.0, 1.0)
 
 
 @final
@@ -223,7 +223,7 @@ class MeanSimilarity(AbstractTokenSimilarity):
         return mean, mean
 
     def bounds(self, frames: int, words: int) -> Range:
-        return super().bounds(frames, words) or (-1.0, 1.0)
+        return (0.0, 1.0) if self.rescale == "minmax" else (-1.0, 1.0)
 
 
 _FRAMES, _WORDS = 2, 5  # the dimensions of frames and words in the token scores

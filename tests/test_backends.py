@@ -19,11 +19,14 @@ from norton_losses import (
     ClipCaptionOTLoss,
     GeomLossSinkhorn,
     KeOpsSinkhorn,
+    MaxSimilarity,
+    MeanSimilarity,
     NortonLoss,
     NortonVideoParagraphLoss,
     PointCloudProblem,
     POTSinkhorn,
     PromptBucket,
+    SoftMaximumSimilarity,
     TorchSinkhorn,
     TransportMeasure,
     TransportPlan,
@@ -117,7 +120,7 @@ class TestPointClouds:
         even = torch.full((4,), 0.25).log()
         with pytest.raises(ValueError, match=r"y must have shape \(4, 3\), got \(4, 2\)"):
             PointCloudProblem(torch.zeros(4, 3), torch.zeros(4, 2), even, even, 1.0)
-        with pytest.raises(ValueError, match="x must be finite"):
+        with pytest.raises(ValueError, match="x and y must be finite"):
             PointCloudProblem(torch.full((4, 3), torch.nan), torch.zeros(4, 3), even, even, 1.0)
         with pytest.raises(ValueError, match="chunk_rows must be a whole number of at least 1"):
             PointCloudProblem(torch.zeros(4, 3), torch.zeros(4, 3), even, even, 1.0, chunk_rows=0)
@@ -383,6 +386,35 @@ class TestDomains:
             known(0, 0.1)
         with pytest.raises(ValueError, match="score_range must be finite numbers"):
             known(1, 0)
+
+    def test_a_range_far_from_the_bucket_is_widened_by_it(self) -> None:
+        clips, captions = torch.tensor([[True, False]]), torch.tensor([[False, True]])
+        similarity = torch.full((1, 1, 2, 2), 100.5)
+        measure = TransportMeasure(0.05, 0.3, TorchSinkhorn())
+        score = measure(similarity, clips, captions, similarity_range=(100.0, 101.0))
+        torch.testing.assert_close(score, torch.tensor([[100.5]]))
+
+    @pytest.mark.parametrize(
+        "similarity",
+        [
+            SoftMaximumSimilarity(0.1),
+            SoftMaximumSimilarity(1.0, exponential="sum"),
+            SoftMaximumSimilarity(1.0, exponential="sum", count_padding=True),
+            SoftMaximumSimilarity(1.0, rescale="minmax"),
+            MaxSimilarity(),
+            MeanSimilarity(rescale="minmax"),
+        ],
+        ids=repr,
+    )
+    def test_similarities_stay_within_their_bounds(self, similarity) -> None:
+        tokens = torch.nn.functional.one_hot(torch.arange(12) % 3, 4).float().view(2, 2, 3, 4)
+        mask = torch.tensor([True, True, False]).expand(2, 2, 3)
+        for sign in (1, -1):  # the same token everywhere is the extreme
+            for video in (tokens, torch.ones(2, 2, 3, 4)):
+                lo, hi = similarity.bounds(3, 3)
+                values = similarity(video, sign * video, frame_mask=mask, word_mask=mask)
+                assert lo - 1e-5 <= values.min()
+                assert values.max() <= hi + 1e-5
 
     @pytest.mark.parametrize("domain", ["scaling", "absorbed", "log"])
     @pytest.mark.parametrize("tolerance", [None, 1e-4])

@@ -106,3 +106,20 @@ def test_geomloss_serves_it(chunk_rows: int | None) -> None:
     ours = loss_and_gradients(ClipCaptionOTLoss(sinkhorn=GeomLossSinkhorn(), **settings).double())
     for a, b in zip(ours, exact, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_small_losses_of_large_logits_keep_their_digits() -> None:
+    tokens = torch.eye(K)
+    for settings in ({"temperature": 0.01}, {"normalize": False, "temperature": None}):
+        whole = ClipCaptionOTLoss(0.0, **settings)(30 * tokens, tokens)
+        chunked = ClipCaptionOTLoss(0.0, chunk_rows=5, **settings)(30 * tokens, tokens)
+        torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
+def test_compiles_without_a_graph_break() -> None:
+    loss = ClipCaptionOTLoss(chunk_rows=9, sinkhorn=TorchSinkhorn(3))
+    clips, captions = embeddings(torch.float32)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(clips, captions), loss(clips, captions))

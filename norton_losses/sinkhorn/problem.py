@@ -153,10 +153,11 @@ class TransportProblem:
         return replace(self, scores=scores, log_mu=log_mu, log_nu=log_nu, check_values=False)
 
     def _check_values(self) -> None:
-        if not self.scores.isfinite().all():
+        if not (self.scores / self.epsilon).isfinite().all():
             raise ValueError(
-                "scores must be finite, got NaN or infinite entries; mark absent rows and columns "
-                "with -inf in log_mu and log_nu, and give their cells any finite score"
+                "scores must be finite, and over epsilon too, got NaN or infinite entries; mark "
+                "absent rows and columns with -inf in log_mu and log_nu, and give their cells a "
+                "score of 0"
             )
         _check_marginals(self.log_mu, self.log_nu)
         if self.score_range is not None:
@@ -231,12 +232,13 @@ class PointCloudProblem:
         check_shape("log_nu", self.log_nu, (len(self.y),))
         _cast_all(self, ("x", "y", "log_mu", "log_nu"))
         if check_values:
-            for name, points in (("x", self.x), ("y", self.y)):
-                if not points.isfinite().all():
-                    raise ValueError(
-                        f"{name} must be finite, got NaN or infinite entries; mark absent points "
-                        "with -inf in their marginal, and give them any finite position"
-                    )
+            longest = [torch.linalg.vector_norm(p, dim=-1).max() for p in (self.x, self.y)]
+            if not (longest[0] * longest[1] / self.epsilon).isfinite():
+                raise ValueError(
+                    "x and y must be finite, and their products over epsilon too, got NaN, "
+                    "infinite or overlong points; mark absent points with -inf in their marginal, "
+                    "and put them at 0"
+                )
             _check_marginals(self.log_mu, self.log_nu)
 
     @property

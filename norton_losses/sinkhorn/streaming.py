@@ -48,7 +48,7 @@ def streamed(
 
 
 def _step(problem: PointCloudProblem, log_v: Tensor) -> tuple[Tensor, Tensor]:
-    if log_v.is_cpu:
+    if log_v.is_cpu and not torch.compiler.is_compiling():
         log_u, next_v = _quick_step(problem, log_v)
         if next_v is not None:
             return log_u, next_v
