@@ -32,7 +32,7 @@ class TritonSinkhorn(AbstractSinkhorn):
         ``a0 = mu0 / (<k, b> + q b0)``, and transposed.
 
     Raises:
-        ImportError: Triton is not installed.
+        ImportError: Triton 3.2 or newer is not installed.
         ValueError: ``iterations`` below 1, a ``plan_gradient`` of ``"unrolled"``.
 
     Source: Eq. (3) and (6) of Lin et al., ICLR 2024.
@@ -88,9 +88,9 @@ def _has_small_range(problem: Problem) -> bool:
 def _import_kernel() -> Any:
     try:
         import norton_losses.kernels.small_sinkhorn_triton as kernel
-    except ImportError as error:
+    except (ImportError, TypeError) as error:  # an older Triton does not know the kernel's options
         raise ImportError(
-            "TritonSinkhorn needs Triton 3 or newer; install it with "
+            "TritonSinkhorn needs Triton 3.2 or newer; install it with "
             "pip install 'norton-losses[triton]', or use TorchSinkhorn, which needs nothing more"
         ) from error
     return kernel
