@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
@@ -14,7 +13,7 @@ from torch import Tensor
 from norton_losses._checks import check_choice, check_not_negative
 from norton_losses.sinkhorn import domains
 from norton_losses.sinkhorn.domains import Scalings, even_if_empty
-from norton_losses.sinkhorn.keops_sinkhorn import try_keops
+from norton_losses.sinkhorn.keops_sinkhorn import quietly, try_keops
 from norton_losses.sinkhorn.plan import TransportPlan
 from norton_losses.sinkhorn.problem import PointCloudProblem, Problem, TransportProblem
 from norton_losses.sinkhorn.solver import AbstractSinkhorn, Support
@@ -113,7 +112,8 @@ class GeomLossSinkhorn(AbstractSinkhorn):
             potentials=True,
             backend=self.points,
         )
-        f, g = solver(mu, problem.x, nu, problem.y)
+        with quietly():
+            f, g = solver(mu, problem.x, nu, problem.y)
         x_norm, y_norm = (points.square().sum(-1) / 2 for points in (problem.x, problem.y))
         return (f.view(-1) - x_norm) / problem.epsilon, (g.view(-1) - y_norm) / problem.epsilon
 
@@ -138,7 +138,7 @@ def _grad_mode_restored() -> Generator[None, None, None]:
 
 def _import_geomloss() -> Any:
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # KeOps announces the lack of a GPU
+        with quietly():  # it imports KeOps where that is installed
             import geomloss  # pyright: ignore[reportMissingTypeStubs]
             import geomloss.ot  # pyright: ignore
     except ImportError as error:

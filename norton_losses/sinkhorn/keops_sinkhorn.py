@@ -67,9 +67,10 @@ class KeOpsSinkhorn(AbstractSinkhorn):
         log_mu, log_nu, empty = even_if_empty(problem.log_mu, problem.log_nu)
         x, y = problem.x / problem.epsilon, problem.y
         log_u, log_v = log_mu, torch.zeros_like(log_nu).masked_fill(log_nu == -torch.inf, _ABSENT)
-        for _ in range(self.iterations):
-            log_u = (log_mu - _row_logsumexp(x, y, log_v)).clamp(min=_ABSENT)
-            log_v = (log_nu - _row_logsumexp(y, x, log_u)).clamp(min=_ABSENT)
+        with quietly():
+            for _ in range(self.iterations):
+                log_u = (log_mu - _row_logsumexp(x, y, log_v)).clamp(min=_ABSENT)
+                log_v = (log_nu - _row_logsumexp(y, x, log_u)).clamp(min=_ABSENT)
         return TransportPlan(
             problem,
             log_u.masked_fill(empty | (log_mu == -torch.inf), -torch.inf),
@@ -88,10 +89,15 @@ def _row_logsumexp(x: Tensor, y: Tensor, log_v: Tensor) -> Tensor:
     return ((x_i | y_j) + v_j).logsumexp(1)[:, 0]
 
 
+def quietly() -> contextlib.redirect_stdout[io.StringIO]:
+    """Keep from stdout what KeOps prints: that it finds no GPU, and each formula it compiles."""
+    return contextlib.redirect_stdout(io.StringIO())
+
+
 def try_keops(who: str) -> None:
     """Raise unless KeOps is installed and can compile a formula here; ``who`` needs it."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it announces the lack of a GPU
+        with quietly():
             import pykeops.torch  # noqa: F401  # pyright: ignore
     except ImportError as error:
         raise ImportError(
@@ -109,9 +115,9 @@ def try_keops(who: str) -> None:
 
 @cache
 def _compilation_failure() -> str | None:
-    point, said = torch.zeros(1, 1), io.StringIO()
+    point = torch.zeros(1, 1)
     try:
-        with contextlib.redirect_stdout(said):
+        with quietly():
             total = _row_logsumexp(point, point, torch.zeros(1))
     except (Exception, SystemExit) as error:  # KeOps raises whatever its compiler step ran into
         return f"{type(error).__name__}: {error}".strip()
