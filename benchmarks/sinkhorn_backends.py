@@ -37,7 +37,7 @@ from norton_losses import (
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-STEPS, THREADS, ROUNDS = 50, 2, 7
+STEPS, THREADS, ROUNDS = 50, 2, 11
 TORCH_LOG, POT_EXP, OTT, POT_LOOP = "torch log loop", "POT exp", "ott-jax dense", "POT loop"
 EAGER, COMPILED = "TorchSinkhorn", "TorchSinkhorn compiled"
 
