@@ -7,6 +7,7 @@ from typing import Any, final
 
 import torch
 
+from norton_losses.sinkhorn.domains import even_if_empty
 from norton_losses.sinkhorn.plan import TransportPlan
 from norton_losses.sinkhorn.problem import PointCloudProblem, Problem
 from norton_losses.sinkhorn.solver import AbstractSinkhorn, Support
@@ -50,13 +51,12 @@ class POTSinkhorn(AbstractSinkhorn):
     def _solve(self, problem: Problem) -> TransportPlan:
         scores, log_mu, log_nu = problem.scores, problem.log_mu, problem.log_nu
         no_row, no_column = log_mu == -torch.inf, log_nu == -torch.inf
-        nothing = no_row.all(-1, keepdim=True) | no_column.all(-1, keepdim=True)
+        # It answers an empty problem with NaN: give it mass to move, and drop the answer.
+        even_mu, even_nu, nothing = even_if_empty(log_mu, log_nu)
+        mu, nu = even_mu.exp(), even_nu.exp()
         # POT starts absent columns at v = 0: their cells must score too low to count in that step.
         low = scores.amin((-2, -1), keepdim=True) - 200 * problem.epsilon
         scores = torch.where(no_row[..., :, None] | no_column[..., None, :], low, scores)
-        # It answers an empty problem with NaN: give it mass to move, and drop the answer.
-        mu = log_mu.exp().masked_fill(nothing, 1 / log_mu.shape[-1])
-        nu = log_nu.exp().masked_fill(nothing, 1 / log_nu.shape[-1])
         result = _import_ot_batch().solve_batch(
             -scores.reshape(-1, *scores.shape[-2:]),
             reg=problem.epsilon,
