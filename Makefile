@@ -12,8 +12,9 @@ help:  ## what there is to make
 demo: .venv/.demo  ## train on handwritten recipes, print the table, draw alignment.png
 	$(BIN)/python -m examples.handwritten_howto
 
-bench: .venv/.bench  ## time the Sinkhorn backends, print the table (WRITE=--write keeps it)
-	$(BIN)/python -m benchmarks.sinkhorn_backends $(WRITE)
+bench: .venv/.bench  ## every benchmark at quick sizes, and the figures (BENCH=--full: as committed)
+	$(BIN)/python -m benchmarks $(BENCH)
+	$(BIN)/python -m benchmarks plot
 
 test: .venv/.dev  ## every test
 	$(BIN)/python -m pytest

@@ -1,133 +1,316 @@
-"""Sinkhorn backends against what one would write, or take, instead.
+"""Sinkhorn backends against what one would write, or take, instead: 50 steps of Eq. (3).
 
-``python -m benchmarks.sinkhorn_backends`` prints the table; ``--write`` keeps it in
-``benchmarks/results/``. Rivals run in turns in one process; a claim is a ratio of medians. Beside
-every time stands the accuracy: the largest difference of a plan from the same number of steps in
-float64. Warm-up and compilation are left out. What is timed is the solve: torch's loop and ours end
-with log-scalings, the others with what their call returns.
+On the clock is the solve: torch's loop and ours end with log-scalings, the others with what their
+call returns. The gate compares plans. The floor is one pass over the scores.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
-import platform
-import statistics
-import subprocess
-import sys
-import time
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks import naive
+from benchmarks.harness.work import Claim, Contender, Inputs, Prepared, Size, Work
 from norton_losses import (
     AbstractSinkhorn,
-    ClipCaptionOTLoss,
-    POTSinkhorn,
+    GeomLossSinkhorn,
+    KeOpsSinkhorn,
+    PointCloudProblem,
     TorchSinkhorn,
     TransportProblem,
+    TritonSinkhorn,
 )
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-STEPS, THREADS, ROUNDS = 50, 2, 11
-TORCH_LOG, POT_EXP, OTT, POT_LOOP = "torch log loop", "POT exp", "ott-jax dense", "POT loop"
-EAGER, COMPILED = "TorchSinkhorn", "TorchSinkhorn compiled"
-
-Run = tuple[Callable[[], Any], Callable[[Any], Tensor]]  # what is timed, and its plan
+STEPS = naive.STEPS
+EAGER, COMPILED, TRITON = "TorchSinkhorn", "TorchSinkhorn compiled", "TritonSinkhorn"
+LOG_LOOP, COMPILED_LOOP = "torch log loop", "torch.compile of the log loop"
+POT_EXP, POT_LOOP, OTT = "POT exp", "loop over ot.sinkhorn", "ott-jax dense"
+KEOPS, GEOMLOSS = "KeOpsSinkhorn", "GeomLossSinkhorn"
 
 
-@dataclass(frozen=True)
-class Work:
-    """What is timed: a problem, ours, the rivals, and how many times faster we set out to be."""
-
-    name: str
-    problem: TransportProblem
-    targets: dict[tuple[str, str], float]
-
-
-def uniform(scores: Tensor, epsilon: float, **known: Any) -> TransportProblem:
-    rows = torch.ones(scores.shape[:-1], dtype=torch.bool)
-    columns = torch.ones(*scores.shape[:-2], scores.shape[-1], dtype=torch.bool)
-    return TransportProblem.uniform(scores, rows, columns, epsilon, **known)
-
-
-def works() -> list[Work]:
-    torch.manual_seed(0)
-    x, y = (torch.randn(2048, 512) / 512**0.25 * 3**0.5 for _ in range(2))  # logits of std 3
+def works(size: Size) -> list[Work]:
+    if size == "smoke":
+        return [small(6, 4), large(16), cloud(20), valued(6, 4), converged(6, 4)]
+    if size == "quick":
+        main = [small(4096, 9), small(256, 9, loop=True), large(512), valued(1024, 9)]
+        return main + [small(count, 9, sweep="problems") for count in (256, 1024, 4096)]
+    by_count = [small(4**power, 9, sweep="problems") for power in range(3, 9)]
     return [
-        Work(
-            "16384 problems 9x9, eps 0.1",
-            uniform(torch.rand(16384, 9, 9), 0.1, score_range=(0.0, 1.0)),
-            {(EAGER, TORCH_LOG): 5, (COMPILED, TORCH_LOG): 15, (COMPILED, POT_EXP): 4},
+        small(
+            16384,
+            9,
+            claims=(
+                Claim(EAGER, LOG_LOOP, at_least=5),
+                Claim(COMPILED, LOG_LOOP, at_least=15),
+                Claim(COMPILED, POT_EXP, at_least=4),
+            ),
         ),
-        Work(
-            "4096 problems 33x33, eps 0.1",
-            uniform(torch.rand(4096, 33, 33), 0.1, score_range=(0.0, 1.0)),
-            {(EAGER, TORCH_LOG): 6, (EAGER, POT_EXP): 2},
+        small(
+            4096,
+            33,
+            claims=(Claim(EAGER, LOG_LOOP, at_least=6), Claim(EAGER, POT_EXP, at_least=2)),
         ),
-        Work(
-            "one 2048x2048, eps 1, logits of std 3",
-            uniform((x @ y.T)[None], 1.0),
-            {(EAGER, TORCH_LOG): 8, (EAGER, OTT): 2},
-        ),
-        Work(
-            "1024 problems 9x9, eps 0.1",
-            uniform(torch.rand(1024, 9, 9), 0.1, score_range=(0.0, 1.0)),
-            {(EAGER, POT_LOOP): 500},
-        ),
+        large(2048, claims=(Claim(EAGER, LOG_LOOP, at_least=8), Claim(EAGER, OTT, at_least=2))),
+        small(1024, 9, loop=True, claims=(Claim(EAGER, POT_LOOP, at_least=500),)),
+        cloud(2048),
+        valued(4096, 9),
+        converged(1024, 9),
+        *by_count,
     ]
 
 
-def torch_log_loop(problem: TransportProblem) -> tuple[Tensor, Tensor]:
-    """What one writes first: Eq. (3) on logarithms, batch first."""
-    kernel = problem.scores / problem.epsilon
-    u, v = torch.zeros_like(problem.log_mu), torch.zeros_like(problem.log_nu)
-    for _ in range(STEPS):
-        u = problem.log_mu - (kernel + v[..., None, :]).logsumexp(-1)
-        v = problem.log_nu - (kernel + u[..., :, None]).logsumexp(-2)
-    return u, v
-
-
-def plan_of(problem: TransportProblem, log_u: Tensor, log_v: Tensor) -> Tensor:
-    return (problem.scores / problem.epsilon + log_u[..., None] + log_v[..., None, :]).exp()
-
-
-def pot_exp(problem: TransportProblem) -> Any:
-    import ot.batch
-
-    return ot.batch.solve_batch(
-        -problem.scores,
-        reg=problem.epsilon,
-        a=problem.log_mu.exp(),
-        b=problem.log_nu.exp(),
-        max_iter=STEPS,
-        tol=0.0,
-        method="sinkhorn",
-        grad="detach",
+def small(
+    count: int,
+    n: int,
+    *,
+    loop: bool = False,
+    sweep: str | None = None,
+    claims: tuple[Claim, ...] = (),
+) -> Work:
+    """Many problems of n x n, epsilon 0.1, scores known to lie in [0, 1]."""
+    explicit = partial(uniform, epsilon=0.1, score_range=(0.0, 1.0))
+    peers = [
+        log_loop(LOG_LOOP, 0.1),
+        Contender(POT_EXP, "peer", partial(pot_exp, explicit), needs="POT"),
+    ]
+    if loop:
+        peers.append(Contender(POT_LOOP, "naive", partial(pot_loop, explicit), needs="POT"))
+    if not sweep:
+        peers.append(log_loop(COMPILED_LOOP, 0.1, compile=True))
+    name = f"{count} problems {n}x{n}, eps 0.1"
+    return Work(
+        f"{name}, against {sweep}" if sweep else name,
+        {"problems": count, "n": n, "epsilon": 0.1},
+        partial(scores_between_0_and_1, count, n),
+        (
+            solver(EAGER, explicit, TorchSinkhorn),
+            solver(COMPILED, explicit, partial(TorchSinkhorn, compiled=True), compiles=True),
+            solver(TRITON, explicit, TritonSinkhorn, device="cuda", needs="triton", slack=30),
+            *peers,
+            floor(),
+        ),
+        lambda made: solved(TorchSinkhorn(STEPS, domain="log"), explicit(made["scores"])),
+        modes=("no-grad",),
+        sweep=sweep,
+        flops=4.0 * STEPS * count * n**2,
+        bytes=4.0 * count * n**2,
+        memory=sweep is not None,
+        claims=claims,
     )
 
 
-def pot_loop(problem: TransportProblem) -> list[Any]:
-    import ot
+def large(n: int, claims: tuple[Claim, ...] = ()) -> Work:
+    """One problem of logits of standard deviation 3, epsilon 1, range unknown."""
+    explicit = partial(uniform, epsilon=1.0)
+    return Work(
+        f"one {n}x{n}, eps 1, logits of std 3",
+        {"problems": 1, "n": n, "epsilon": 1.0},
+        partial(logits, n, 512),
+        (
+            solver(EAGER, explicit, TorchSinkhorn),
+            log_loop(LOG_LOOP, 1.0),
+            Contender(OTT, "peer", partial(ott_dense, explicit), needs="ott-jax", device="cpu"),
+            log_loop(COMPILED_LOOP, 1.0, compile=True),
+            floor(),
+        ),
+        lambda made: solved(TorchSinkhorn(STEPS, domain="log"), explicit(made["scores"])),
+        modes=("no-grad",),
+        flops=4.0 * STEPS * n**2,
+        bytes=4.0 * n**2,
+        claims=claims,
+    )
 
-    a, b = problem.log_mu.exp().double().numpy(), problem.log_nu.exp().double().numpy()
-    cost = -problem.scores.double().numpy()
-    return [
-        ot.sinkhorn(a[k], b[k], cost[k], problem.epsilon, numItermax=STEPS, stopThr=0.0, warn=False)
-        for k in range(len(cost))
-    ]
+
+def cloud(n: int, width: int = 8) -> Work:
+    """One problem of points, whose scores two of the contenders never hold."""
+    return Work(
+        f"{n} and {n} points of D {width}, eps 0.3",
+        {"problems": 1, "n": n, "D": width, "epsilon": 0.3},
+        partial(points, n, width),
+        (
+            solver("TorchSinkhorn by blocks", of_points, TorchSinkhorn),
+            solver(KEOPS, of_points, KeOpsSinkhorn, role="peer", needs="pykeops", compiles=True),
+            log_loop(LOG_LOOP, 0.3),
+            floor("x"),
+        ),
+        lambda made: solved(
+            TorchSinkhorn(STEPS, domain="log"), uniform((made["x"] @ made["y"].mT)[None], 0.3)
+        ),
+        modes=("no-grad",),
+        flops=4.0 * STEPS * n**2 * width,
+        bytes=8.0 * n * width,
+    )
 
 
-def ott_dense(problem: TransportProblem) -> Run:
-    """One jitted solve of ott-jax, with exactly STEPS updates of both potentials."""
+def valued(count: int, n: int) -> Work:
+    """The value and its gradient: at convergence the plan (Danskin), else autograd must find it."""
+    explicit = partial(uniform, epsilon=0.3, score_range=(0.0, 1.0))
+
+    def ours(made: Inputs) -> Prepared:
+        torch_solver = TorchSinkhorn(STEPS)
+        return Prepared(
+            lambda: torch_solver.solve(explicit(made["scores"])).value.sum(), [made["scores"]]
+        )
+
+    def through_the_loop(made: Inputs) -> Prepared:
+        return Prepared(lambda: value_by_loop(made["scores"], 0.3), [made["scores"]])
+
+    def inputs() -> Inputs:
+        return {"scores": scores_between_0_and_1(count, n)["scores"].requires_grad_()}
+
+    return Work(
+        f"value of {count} problems {n}x{n}, eps 0.3",
+        {"problems": count, "n": n, "epsilon": 0.3},
+        inputs,
+        (
+            Contender("TorchSinkhorn, plan.value", "ours", ours),
+            Contender("torch log loop, autograd through it", "naive", through_the_loop),
+            floor(),
+        ),
+        through_the_loop,
+        modes=("forward+backward",),
+        value_tolerance=1e-5 * count,  # a sum over the problems
+        gradient_tolerance=1e-4,
+    )
+
+
+def converged(count: int, n: int) -> Work:
+    """Where every problem is converged, a solver that takes other steps may be compared."""
+    explicit = partial(uniform, epsilon=0.3, score_range=(0.0, 1.0))
+    return Work(
+        f"{count} problems {n}x{n}, eps 0.3, converged",
+        {"problems": count, "n": n, "epsilon": 0.3},
+        partial(scores_between_0_and_1, count, n),
+        (
+            solver(EAGER, explicit, TorchSinkhorn),
+            log_loop(LOG_LOOP, 0.3),
+            solver(GEOMLOSS, explicit, GeomLossSinkhorn, role="peer", needs="geomloss", slack=10),
+            floor(),
+        ),
+        lambda made: solved(TorchSinkhorn(1000, domain="log"), explicit(made["scores"])),
+        modes=("no-grad",),
+        memory=False,
+    )
+
+
+def scores_between_0_and_1(count: int, n: int) -> Inputs:
+    return {"scores": torch.rand(count, n, n, generator=torch.Generator().manual_seed(0))}
+
+
+def logits(n: int, width: int) -> Inputs:
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, width, generator=g) / width**0.25 * 3**0.5 for _ in range(2))
+    return {"scores": (x @ y.T)[None]}
+
+
+def points(n: int, width: int) -> Inputs:
+    g = torch.Generator().manual_seed(0)
+    return {name: torch.randn(n, width, generator=g) / width**0.5 for name in ("x", "y")}
+
+
+def uniform(scores: Tensor, epsilon: float, **known: Any) -> TransportProblem:
+    rows = scores.new_ones(scores.shape[:-1], dtype=torch.bool)
+    columns = scores.new_ones((*scores.shape[:-2], scores.shape[-1]), dtype=torch.bool)
+    return TransportProblem.uniform(scores, rows, columns, epsilon, **known)
+
+
+def of_points(made: Inputs) -> PointCloudProblem:
+    x, y = made["x"], made["y"]
+    even = x.new_full((len(x),), 1 / len(x)).log()
+    return PointCloudProblem(x, y, even, even, 0.3)
+
+
+def solved(found: AbstractSinkhorn, problem: TransportProblem) -> Prepared:
+    return Prepared(lambda: found.solve(problem), read=lambda plan: plan.plan)
+
+
+def solver(
+    name: str,
+    problem_of: Callable[..., Any],
+    make: Callable[..., AbstractSinkhorn],
+    *,
+    role: Any = "ours",
+    **settings: Any,
+) -> Contender:
+    def prepare(made: Inputs) -> Prepared:
+        problem = problem_of(made["scores"]) if "scores" in made else problem_of(made)
+        found = make(STEPS)
+        if isinstance(problem, TransportProblem):
+            return solved(found, problem)
+        return Prepared(lambda: found.solve(problem), read=plan_of_points(problem))
+
+    return Contender(name, role, prepare, **settings)
+
+
+def plan_of_points(problem: PointCloudProblem) -> Callable[[Any], Tensor]:
+    def read(plan: Any) -> Tensor:
+        scores = (problem.x @ problem.y.mT)[None]
+        return naive.log_plan(scores, plan.log_u[None], plan.log_v[None], problem.epsilon).exp()
+
+    return read
+
+
+def log_loop(name: str, epsilon: float, compile: bool = False) -> Contender:
+    def prepare(made: Inputs) -> Prepared:
+        scores = made["scores"] if "scores" in made else (made["x"] @ made["y"].mT)[None]
+        problem = uniform(scores, epsilon)
+        loop = naive.log_sinkhorn
+        if compile:
+            torch.compiler.reset()
+            loop = torch.compile(loop)
+
+        def read(scalings: tuple[Tensor, Tensor]) -> Tensor:
+            return naive.log_plan(scores, *scalings, epsilon).exp()
+
+        return Prepared(lambda: loop(scores, problem.log_mu, problem.log_nu, epsilon), read=read)
+
+    if compile:
+        return Contender(name, "peer", prepare, needs="torch", compiles=True)
+    return Contender(name, "naive", prepare)
+
+
+def value_by_loop(scores: Tensor, epsilon: float) -> Tensor:
+    """Sum of <Q, S> + eps H(Q) over the problems, every step kept for autograd."""
+    problem = uniform(scores, epsilon)
+    u, v = naive.log_sinkhorn(scores, problem.log_mu, problem.log_nu, epsilon)
+    log_plan = naive.log_plan(scores, u, v, epsilon)
+    plan = log_plan.exp()
+    return (plan * (scores - epsilon * log_plan)).sum()
+
+
+def pot_exp(problem_of: Callable[..., TransportProblem], made: Inputs) -> Prepared:
+    import ot.batch
+
+    problem = problem_of(made["scores"])
+    a, b, cost = problem.log_mu.exp(), problem.log_nu.exp(), -problem.scores
+
+    def solve() -> Any:
+        return ot.batch.solve_batch(
+            cost,
+            reg=problem.epsilon,
+            a=a,
+            b=b,
+            max_iter=STEPS,
+            tol=0.0,
+            method="sinkhorn",
+            grad="detach",
+        )
+
+    return Prepared(solve, read=lambda result: result.plan)
+
+
+def pot_loop(problem_of: Callable[..., TransportProblem], made: Inputs) -> Prepared:
+    problem = problem_of(made["scores"])
+    given = problem.scores, problem.log_mu, problem.log_nu, problem.epsilon
+    return Prepared(lambda: naive.looped_sinkhorn(*given))
+
+
+def ott_dense(problem_of: Callable[..., TransportProblem], made: Inputs) -> Prepared:
+    """One jitted solve, with exactly STEPS updates of both potentials."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -135,181 +318,27 @@ def ott_dense(problem: TransportProblem) -> Run:
     from ott.problems.linear import linear_problem
     from ott.solvers.linear import sinkhorn
 
+    problem = problem_of(made["scores"])
     cost = jnp.asarray(-problem.scores[0].numpy())
     a, b = (jnp.asarray(log[0].exp().numpy()) for log in (problem.log_mu, problem.log_nu))
-    solver = sinkhorn.Sinkhorn(
+    found = sinkhorn.Sinkhorn(
         threshold=-1.0, min_iterations=STEPS, max_iterations=STEPS, inner_iterations=STEPS
     )
 
     @jax.jit
     def solve(cost: Any) -> Any:
         geom = geometry.Geometry(cost_matrix=cost, epsilon=problem.epsilon)
-        return solver(linear_problem.LinearProblem(geom, a=a, b=b)).matrix
+        return found(linear_problem.LinearProblem(geom, a=a, b=b)).matrix
 
-    return (
+    return Prepared(
         lambda: jax.block_until_ready(solve(cost)),
-        lambda plan: torch.from_numpy(np.array(plan))[None],
+        read=lambda plan: torch.from_numpy(np.array(plan))[None],
     )
 
 
-def runs_of(work: Work) -> dict[str, Run]:
-    problem, wanted = work.problem, {name for pair in work.targets for name in pair}
+def floor(name: str = "scores") -> Contender:
+    def prepare(made: Inputs) -> Prepared:
+        entries = made[name].detach()
+        return Prepared(entries.sum)
 
-    def ours(solver: AbstractSinkhorn) -> Run:
-        return lambda: solver.solve(problem), lambda plan: plan.plan
-
-    known: dict[str, Callable[[], Run]] = {
-        TORCH_LOG: lambda: (lambda: torch_log_loop(problem), lambda uv: plan_of(problem, *uv)),
-        EAGER: lambda: ours(TorchSinkhorn(STEPS)),
-        COMPILED: lambda: ours(TorchSinkhorn(STEPS, compiled=True)),
-        POT_EXP: lambda: (lambda: pot_exp(problem), lambda result: result.plan),
-        POT_LOOP: lambda: (
-            lambda: pot_loop(problem),
-            lambda plans: torch.stack([torch.from_numpy(plan) for plan in plans]),
-        ),
-        OTT: lambda: ott_dense(problem),
-    }
-    return {name: make() for name, make in known.items() if name in wanted | {TORCH_LOG}}
-
-
-def measure(work: Work) -> dict[str, Any]:
-    """Times of all rivals in turns, and how far each plan is from float64."""
-    exact = TorchSinkhorn(STEPS, domain="log").solve(work.problem.to(torch.float64)).plan
-    runs = runs_of(work)
-    rows: dict[str, dict[str, Any]] = {}
-    for name, (run, plan) in runs.items():
-        error = (plan(run()).double() - exact).abs().max().item()
-        rows[name] = {"max_plan_error": error, "times": []}
-    for _ in range(ROUNDS):
-        for name, (run, _plan) in runs.items():
-            begin = time.perf_counter()
-            run()
-            rows[name]["times"].append(time.perf_counter() - begin)
-    for row in rows.values():
-        times = sorted(row.pop("times"))
-        row["median_s"] = statistics.median(times)
-        row["q20_s"], row["q80_s"] = (
-            times[round(0.2 * (len(times) - 1))],
-            times[round(0.8 * (len(times) - 1))],
-        )
-    ratios = [
-        {
-            "ours": us,
-            "against": them,
-            "ratio": rows[them]["median_s"] / rows[us]["median_s"],
-            "target": target,
-        }
-        for (us, them), target in work.targets.items()
-    ]
-    return {"work": work.name, "runs": rows, "ratios": ratios}
-
-
-def peak_of_clip_caption(pairs: int, width: int, chunk_rows: int | None) -> dict[str, Any]:
-    """Peak memory of one forward and backward pass, beyond that of the process before it."""
-    torch.manual_seed(0)
-    clips, captions = (torch.randn(pairs, width, requires_grad=True) for _ in range(2))
-    ClipCaptionOTLoss(chunk_rows=chunk_rows)(clips[:64], captions[:64]).backward()
-    before = resident_mib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
-    begin = time.perf_counter()
-    ClipCaptionOTLoss(chunk_rows=chunk_rows)(clips, captions).backward()
-    step = time.perf_counter() - begin
-    return {
-        "pairs": pairs,
-        "width": width,
-        "chunk_rows": chunk_rows,
-        "peak_mib": resident_mib("VmHWM") - before,
-        "matrix_mib": pairs**2 * 4 / 2**20,
-        "step_s": step,
-    }
-
-
-def resident_mib(field: str) -> float:
-    """VmRSS is what the process holds now, VmHWM the most it has held."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in status if line.startswith(field)).split()[1]) / 1024
-
-
-def in_a_child(*arguments: int | None) -> dict[str, Any]:
-    run = subprocess.run(
-        [sys.executable, "-m", "benchmarks.sinkhorn_backends", "--peak", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-    )
-    return json.loads(run.stdout.splitlines()[-1])
-
-
-def machine() -> dict[str, Any]:
-    model = "unknown"
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((s.split(":")[1].strip() for s in lines if s.startswith("model name")), model)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    packages = ("torch", "POT", "ott-jax", "jax", "numpy")
-    return {
-        "cpu": model,
-        "threads": torch.get_num_threads(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
-        "commit": commit.stdout.strip(),
-        "date": datetime.date.today().isoformat(),
-        "gpu": "not measured",
-    }
-
-
-def table(record: dict[str, Any]) -> str:
-    """The ratios and the memory, as the pages of documentation show them."""
-    lines = ["| work, 50 steps | ours | against | ratio | target | max error of our plan |"]
-    lines += ["|---|---|---|---|---|---|"]
-    for work in record["works"]:
-        for row in work["ratios"]:
-            error = work["runs"][row["ours"]]["max_plan_error"]
-            lines.append(
-                f"| {work['work']} | {row['ours']} | {row['against']} | {row['ratio']:.1f}x "
-                f"| {row['target']}x | {error:.0e} |"
-            )
-    lines += [
-        "",
-        "| K | chunk_rows | peak, MiB | K x K floats, MiB | step, s |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['pairs']} | {row['chunk_rows']} | {row['peak_mib']:.0f} "
-        f"| {row['matrix_mib']:.0f} | {row['step_s']:.1f} |"
-        for row in record["memory"]
-    ]
-    return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="keep the results")
-    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(THREADS)
-    if options.peak:
-        pairs, width, chunk_rows = options.peak
-        peak = peak_of_clip_caption(
-            int(pairs), int(width), None if chunk_rows == "None" else int(chunk_rows)
-        )
-        print(json.dumps(peak))
-        return
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    POTSinkhorn()  # says what is missing before anything is timed
-    record = {"machine": machine(), "works": [measure(work) for work in works()]}
-    record["memory"] = [in_a_child(4096, 64, None), in_a_child(4096, 64, 512)]
-    record["memory"].append(in_a_child(16384, 64, 512))
-    print(table(record))
-    if options.write:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / "sinkhorn_backends-cpu.json"
-        path.write_text(json.dumps(record, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    return Contender("one pass", "floor", prepare)

@@ -1,0 +1,37 @@
+"""One contender, named so that another process can prepare it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks import works_of
+from benchmarks.harness.passes import one_pass
+from benchmarks.harness.work import Mode, Prepared, Size, placed
+
+
+@dataclass(frozen=True)
+class Job:
+    """What another process is to prepare."""
+
+    suite: str
+    size: Size
+    work: str
+    contender: str
+    mode: Mode
+    device: str
+    dtype: str
+    threads: int
+
+
+def prepare(job: Job) -> tuple[Callable[[], Any], Prepared]:
+    """One pass of it, and what the pass holds."""
+    torch.set_num_threads(job.threads)
+    work = next(w for w in works_of(job.suite, job.size) if w.name == job.work)
+    contender = work.of(job.contender)
+    inputs = placed(work.inputs(), job.device, getattr(torch, job.dtype))
+    prepared = contender.prepare(inputs)
+    return one_pass(contender, prepared, job.mode), prepared

@@ -1,0 +1,113 @@
+"""Where and with what a figure was measured, and what this machine can do at best."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness.clock import clock_for
+
+ROOT = Path(__file__).parents[2]
+_MEASURING = ("clock", "gate", "job", "machine", "memory", "passes", "suite", "work")
+PEERS = ("numpy", "POT", "geomloss", "pykeops", "triton", "ott-jax", "jax")
+
+
+def installed(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def describe(device: str) -> dict[str, Any]:
+    """The machine and its software: rows of two descriptions are never mixed in a file."""
+    described: dict[str, Any] = {
+        "device": device,
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "peers": {name: found for name in PEERS if (found := installed(name))},
+    }
+    if device == "cuda":
+        described["gpu"] = torch.cuda.get_device_name()
+        described["cuda"] = torch.version.cuda
+        described["driver"] = _output(
+            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
+        )
+    return described
+
+
+def source_digest(suite: str) -> str:
+    """Of the code that a suite's rows depend on: the package, what measures, the suite."""
+    benchmarks = ROOT / "benchmarks"
+    files = [
+        *(ROOT / "norton_losses").rglob("*.py"),
+        *(benchmarks / "harness" / f"{name}.py" for name in _MEASURING),
+        *(benchmarks / f"{name}.py" for name in ("naive", "inputs", "towers", suite)),
+    ]
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def commit() -> str:
+    """Of HEAD, marked where the tree differs from it."""
+    head = _output("git", "rev-parse", "--short", "HEAD")
+    if not head:
+        return "unknown"
+    changed = _output("git", "status", "--porcelain", "--", "norton_losses", "benchmarks/*.py")
+    return head + " with changes" * bool(changed)
+
+
+def today() -> str:
+    return datetime.date.today().isoformat()
+
+
+def ceilings(device: str) -> dict[str, float]:
+    """The fastest of nine matrix products and of nine copies: the roof of the roofline."""
+    side, length = (4096, 1 << 28) if device == "cuda" else (2048, 1 << 26)
+    x, y = torch.randn(side, side, device=device), torch.randn(length, device=device)
+    product, copy, clock = torch.empty_like(x), torch.empty_like(y), clock_for(device)
+    multiply = [clock(lambda: torch.mm(x, x, out=product)) for _ in range(9)]
+    stream = [clock(lambda: copy.copy_(y)) for _ in range(9)]
+    return {"flops_per_s": 2 * side**3 / min(multiply), "bytes_per_s": 8 * length / min(stream)}
+
+
+def free_bytes(device: str) -> float:
+    """What could still be allocated; infinite where nobody says."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return float("inf")
+    line = next(s for s in meminfo.read_text().splitlines() if s.startswith("MemAvailable"))
+    return int(line.split()[1]) * 1024
+
+
+def _cpu() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
+
+
+def _output(*command: str) -> str:
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    except FileNotFoundError:
+        return ""
+    return run.stdout.strip()

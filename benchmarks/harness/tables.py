@@ -1,0 +1,258 @@
+"""Tables of a record: in the terminal, and in the pages that show committed results."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.harness.machine import ROOT
+from benchmarks.harness.results import COMMITTED, Record, load, path_of, rows_of
+
+NOT_MEASURED = "not measured"
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+)
+
+
+def rows_table(record: Record, *, sweeps: bool = True) -> str:
+    """Every contender of every work: time, ratio to naive, multiple of the floor, peak, errors."""
+    head = ["work", "pass", "contender", "median", "20-80 %", "naive / it", "it / floor"]
+    head += ["peak, MiB", "value error", "gradient error"]
+    lines: list[list[str]] = []
+    for row in record["rows"]:
+        if row["sweep"] and not sweeps:
+            continue
+        name = "floor: " * (row["role"] == "floor") + row["contender"]
+        name += f" ({row['version']})" if row["version"] else ""
+        line = [row["work"], row["mode"] + _dtype(row), name]
+        if row["status"] != "timed":
+            lines.append([*line, f"{row['status']}: {row['reason']}", *[""] * 4, *_errors(row)])
+            continue
+        low, high = _seconds(row["q20_s"]), _seconds(row["q80_s"])
+        naive, bottom = _row(record, row, row["against"]), _floor(record, row)
+        compared = row["role"] in ("ours", "peer")
+        lines.append(
+            [
+                *line,
+                _seconds(row["median_s"]),
+                f"{low} - {high}",
+                _times(_ratio(naive, row)) if naive and compared else "",
+                _times(_ratio(row, bottom)) if bottom and row["role"] != "floor" else "",
+                "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}",
+                *_errors(row),
+            ]
+        )
+    return markdown(head, lines)
+
+
+def claims_table(record: Record) -> str:
+    """What was set out to be reached, or published, and what came out."""
+    head = ["work", "ours", "against", "quantity", "target", "published", "achieved", "met"]
+    lines = []
+    for claim in record["claims"]:
+        found = achieved(record, claim)
+        target = _target(claim)
+        lines.append(
+            [
+                claim["work"],
+                claim["ours"],
+                claim["against"],
+                claim["quantity"],
+                target,
+                ""
+                if claim["published"] is None
+                else _figure(claim["published"], claim["quantity"]),
+                NOT_MEASURED if found is None else _figure(found, claim["quantity"]),
+                "" if found is None or not target else _met(claim, found),
+            ]
+        )
+    return markdown(head, lines)
+
+
+def compile_table(record: Record) -> str:
+    """What the first call of compiled contenders took, which no median holds."""
+    lines = [
+        [row["work"], row["mode"], row["contender"], _seconds(row["first_call_s"])]
+        for row in record["rows"]
+        if row["status"] == "timed" and not row["sweep"] and "compile" in row["contender"]
+    ]
+    return markdown(["work", "pass", "contender", "first call"], lines)
+
+
+def machine_line(record: Record) -> str:
+    """Where, with what and when."""
+    machine, rows = record["machine"], record["rows"]
+    device = f"{machine['gpu']}, {machine['cpu']}" if "gpu" in machine else machine["cpu"]
+    peers = ", ".join(f"{name} {version}" for name, version in machine["peers"].items())
+    dates = sorted({row["date"] for row in rows})
+    span = " to ".join(dict.fromkeys([dates[0], dates[-1]]))
+    commits = sorted({row["commit"] for row in rows})
+    roof = record["ceilings"]
+    return (
+        f"{device}, {machine['threads']} threads, torch {machine['torch']}, {peers}; commit "
+        f"{', '.join(commits)}, {span}. At best this machine did "
+        f"{roof['flops_per_s'] / 1e9:.0f} GFLOP/s in matrix products and "
+        f"{roof['bytes_per_s'] / 1e9:.1f} GB/s in copies, float32."
+    )
+
+
+def achieved(record: Record, claim: Record) -> float | None:
+    """The figure that a claim is about, or None where it was not measured."""
+    rows = {
+        r["contender"]: r for r in rows_of(record, claim["work"], claim["mode"], claim["dtype"])
+    }
+    ours, other = rows.get(claim["ours"]), rows.get(claim["against"])
+    if not ours or not other or ours["status"] != "timed" or other["status"] != "timed":
+        return None
+    if claim["quantity"] == "less memory":
+        peaks = other["peak_bytes"], ours["peak_bytes"]
+        return None if None in peaks else peaks[0] / peaks[1]
+    ratio = other["median_s"] / ours["median_s"]
+    if claim["quantity"] == "faster":
+        return ratio
+    return 1 / ratio if claim["quantity"] == "times the floor" else 100 * (1 / ratio - 1)
+
+
+def printed(record: Record) -> str:
+    """What a run shows at its end."""
+    parts = [f"# {record['suite']}, {record['size']}", machine_line(record), rows_table(record)]
+    if record["claims"]:
+        parts.append(claims_table(record))
+    return "\n\n".join(parts)
+
+
+BLOCKS: dict[str, Callable[[Record], str]] = {
+    "rows": lambda record: rows_table(record, sweeps=False),
+    "claims": claims_table,
+    "compile": compile_table,
+    "machine": machine_line,
+}
+BLOCK = re.compile(
+    r"(<!-- results: (?P<suite>\w+)--(?P<device>\w+) (?P<what>\w+) -->\n)"
+    r".*?(<!-- end of results -->)",
+    flags=re.DOTALL,
+)
+
+
+def rewritten(page: str, folder: Path = COMMITTED) -> str:
+    """A page with each of its result blocks as the committed files have it."""
+
+    def block(match: re.Match[str]) -> str:
+        path = path_of(folder, match["suite"], match["device"])
+        text = BLOCKS[match["what"]](load(path)) if path.exists() else NOT_MEASURED + "."
+        return f"{match[1]}{text}\n{match[5]}"
+
+    return BLOCK.sub(block, page)
+
+
+def rewrite_pages() -> list[Path]:
+    """Bring every page up to date; returns those that were not."""
+    changed = []
+    for page in PAGES:
+        text = page.read_text()
+        new = rewritten(text)
+        if new != text:
+            page.write_text(new)
+            changed.append(page)
+    return changed
+
+
+def ratio_of_rounds(ours: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+    """Time of the other over ours: of the medians, and 20 and 80 % quantiles over the rounds."""
+    each = sorted(b / a for a, b in zip(ours, other, strict=True))
+    low, high = (each[round(share * (len(each) - 1))] for share in (0.2, 0.8))
+    return statistics.median(other) / statistics.median(ours), low, high
+
+
+def _row(record: Record, like: Record, contender: str | None) -> Record | None:
+    """The timed row of another contender in the same rounds."""
+    for row in rows_of(record, like["work"], like["mode"], like["dtype"]):
+        if row["contender"] == contender and row["status"] == "timed":
+            return row
+    return None
+
+
+def _floor(record: Record, like: Record) -> Record | None:
+    for row in rows_of(record, like["work"], like["mode"], like["dtype"]):
+        if row["role"] == "floor" and row["status"] == "timed":
+            return row
+    return None
+
+
+def _ratio(slow: Record, fast: Record) -> tuple[float, float, float]:
+    return ratio_of_rounds(fast["times_s"], slow["times_s"])
+
+
+def _times(ratio: tuple[float, float, float]) -> str:
+    of_medians, low, high = ratio
+    return f"{_short(of_medians)} ({_short(low)}-{_short(high)})"
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number >= 20 else f"{number:.1f}" if number >= 2 else f"{number:.2f}"
+
+
+def _seconds(seconds: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e3)):
+        if seconds * scale >= 1:
+            return f"{seconds * scale:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def _errors(row: Record) -> list[str]:
+    values = row["value_error"], row["gradient_error"]
+    return ["" if value is None else f"{value:.0e}" for value in values]
+
+
+def _dtype(row: Record) -> str:
+    return "" if row["dtype"] == "float32" else f", {row['dtype']}"
+
+
+def _target(claim: Record) -> str:
+    if claim["at_least"] is not None:
+        return "at least " + _figure(claim["at_least"], claim["quantity"])
+    if claim["at_most"] is not None:
+        return "at most " + _figure(claim["at_most"], claim["quantity"])
+    return ""
+
+
+def _figure(number: float, quantity: str) -> str:
+    if quantity == "added time":
+        return f"{number:+.1f} %"
+    return (
+        f"{number:.0f}x" if number >= 100 else f"{number:.2f}x" if number < 2 else f"{number:.1f}x"
+    )
+
+
+def _met(claim: Record, found: float) -> str:
+    enough = claim["at_least"] is None or found >= claim["at_least"]
+    return "yes" if enough and (claim["at_most"] is None or found <= claim["at_most"]) else "no"
+
+
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Aligned, so that it reads as well where nobody renders it; what repeats is left out."""
+    shown = [head, *_without_repetition(lines)]
+    widths = [max(len(line[column]) for line in shown) for column in range(len(head))]
+    rule = ["-" * width for width in widths]
+    return "\n".join(
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
+        for line in [shown[0], rule, *shown[1:]]
+    )
+
+
+def _without_repetition(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    above: Sequence[str] = []
+    shown = []
+    for line in lines:
+        same = 0
+        while same < min(2, len(above)) and line[same] == above[same]:
+            same += 1
+        shown.append(["" if column < same else cell for column, cell in enumerate(line)])
+        above = line
+    return shown
