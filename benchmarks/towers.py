@@ -47,6 +47,11 @@ def build(sizes: TowerSizes, like: Tensor) -> Towers:
 
 def _encoder(width: int, layers: int) -> nn.TransformerEncoder:
     layer = nn.TransformerEncoderLayer(
-        width, max(width // 64, 1), 4 * width, dropout=0.0, batch_first=True
+        width,
+        max(width // 64, 1),
+        4 * width,
+        dropout=0.0,
+        activation="gelu",  # a kink would let float32 and float64 take different sides of it
+        batch_first=True,
     )
     return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)

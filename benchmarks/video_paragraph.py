@@ -57,7 +57,6 @@ def work(
     contenders = [
         function(OURS, "ours", loss(eager)),
         function(NAIVE, "naive", unfused, bytes_needed=12 * 4 * entries),
-        *floors(),
     ]
     if sweep is None:
         contenders += [
@@ -66,6 +65,7 @@ def work(
         ]
     if sweep is None and videos <= 32:  # the loop takes a millisecond and more a pair
         contenders += [function(LOOP, "naive", looped, needs="POT")]
+    contenders += floors()
     return Work(
         f"{name}, against {sweep}" if sweep else name,
         {"B": videos, "N": length, "problems": videos**2},

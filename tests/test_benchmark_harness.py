@@ -97,8 +97,8 @@ def test_a_wrong_gradient_is_not_timed() -> None:
     assert row.gradient_error == pytest.approx(0.5)
 
 
-def test_half_precision_is_judged_by_its_own_digits() -> None:
-    for dtype, error in (("float32", "wrong"), ("bfloat16", "timed")):
+def test_each_dtype_is_judged_by_its_own_digits() -> None:
+    for dtype, error in (("float64", "wrong"), ("float32", "wrong"), ("bfloat16", "timed")):
         row = row_of(squares(wrong=1e-3), "x ** 2", settings=Settings("smoke", dtype=dtype))
         assert row.status == error, dtype
 
@@ -206,6 +206,17 @@ def test_suites_declare_what_the_harness_needs(suite: str, size) -> None:
             assert contender.against is None or contender.against in names
 
 
+def test_the_suite_of_the_readme_runs() -> None:
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "benchmarks" / "README.md").read_text(), flags=re.DOTALL
+    )
+    names: dict = {}
+    exec(compile(block, "benchmarks/README.md", "exec"), names)
+    (work,) = names["works"]("smoke")
+    rows = measure("mine", work, "forward+backward", SMOKE, memory=False)
+    assert [row.status for row in rows] == ["timed", "timed"]
+
+
 def test_an_unknown_suite_is_refused() -> None:
     with pytest.raises(ValueError, match="suite must be one of token_similarity"):
         works_of("no_such_suite", "smoke")
@@ -250,6 +261,8 @@ def test_the_digest_follows_the_code() -> None:
     before = machine.source_digest("clip_caption")
     assert before == machine.source_digest("clip_caption")
     assert before != machine.source_digest("video_paragraph")
+    helpers = {path.stem for path in machine._with_its_helpers("norton_step")}
+    assert helpers >= {"norton_step", "naive", "inputs", "towers", "token_similarity"}
 
 
 @pytest.mark.parametrize(
@@ -278,7 +291,7 @@ def test_tables_show_ratio_floor_and_accuracy(toy) -> None:
         row.update(times_s=[seconds] * 3, median_s=seconds, q20_s=seconds, q80_s=seconds)
     lines = [re.sub(r" +", " ", line) for line in tables.rows_table(record).splitlines()]
     ours = next(line for line in lines if "x ** 2" in line)
-    assert ours.startswith("| | | x ** 2 | 2 s | 2 s - 2 s | 2.0 (2.0-2.0) | 4.0 (4.0-4.0) |")
+    assert ours.startswith("| | | x ** 2 | 2 s | 2 s - 2 s | 3 | 2.0 (2.0-2.0) | 4.0 (4.0-4.0) |")
     assert "0e+00" in ours
     assert any("floor: sum | 500 ms" in line for line in lines)
     claims = tables.claims_table(record)

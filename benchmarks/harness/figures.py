@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.results import Record, load
+from benchmarks.harness.work import heaviest
 
 COLOURS = {"ours": "tab:blue", "naive": "tab:red", "peer": "tab:gray", "floor": "black"}
 STYLES = {"ours": "-", "naive": "--", "peer": ":", "floor": "-."}
@@ -48,10 +49,11 @@ def scaling(record: Record, sweep: str) -> Any:
 
     figure, (time, memory) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     rows = [row for row in record["rows"] if row["sweep"] == sweep and row["status"] == "timed"]
-    heaviest = [row for row in rows if row["flops"] is not None]
-    names = dict.fromkeys((row["contender"], row["role"]) for row in heaviest)
+    mode = heaviest({row["mode"] for row in rows})
+    rows = [row for row in rows if row["mode"] == mode and row["dtype"] == "float32"]
+    names = dict.fromkeys((row["contender"], row["role"]) for row in rows)
     for number, (name, role) in enumerate(names):
-        of_name = [row for row in heaviest if row["contender"] == name]
+        of_name = [row for row in rows if row["contender"] == name]
         of_name.sort(key=lambda row: row["parameters"][sweep])
         style: dict[str, Any] = {
             "color": COLOURS[role],
@@ -74,12 +76,12 @@ def scaling(record: Record, sweep: str) -> Any:
             memory.plot(*zip(*peaks, strict=True), **style)
     for axes, label in ((time, "seconds"), (memory, "peak memory added, MiB")):
         axes.set(xscale="log", yscale="log", xlabel=SIZES.get(sweep, sweep), ylabel=label)
-        sizes = sorted({row["parameters"][sweep] for row in heaviest})
+        sizes = sorted({row["parameters"][sweep] for row in rows})
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     time.legend(fontsize=7)
-    figure.suptitle(f"{record['suite']}, {heaviest[0]['mode']}: {_where(record)}", fontsize=9)
+    figure.suptitle(f"{record['suite']}, {mode}: {_where(record)}", fontsize=9)
     return figure
 
 
@@ -92,7 +94,7 @@ def roofline(records: list[Record]) -> Any:
         for record in records
         for row in record["rows"]
         if row["flops"] and row["bytes"] and row["status"] == "timed"
-        if not row["sweep"] and row["role"] != "floor"
+        if not row["sweep"] and row["role"] != "floor" and row["dtype"] == "float32"
     ]
     if not rows:
         return None

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -51,16 +52,27 @@ def describe(device: str) -> dict[str, Any]:
 
 def source_digest(suite: str) -> str:
     """Of the code that a suite's rows depend on: the package, what measures, the suite."""
-    benchmarks = ROOT / "benchmarks"
-    files = [
+    harness = ROOT / "benchmarks" / "harness"
+    files = {
         *(ROOT / "norton_losses").rglob("*.py"),
-        *(benchmarks / "harness" / f"{name}.py" for name in _MEASURING),
-        *(benchmarks / f"{name}.py" for name in ("naive", "inputs", "towers", suite)),
-    ]
+        *(harness / f"{name}.py" for name in _MEASURING),
+        *_with_its_helpers(suite),
+    }
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _with_its_helpers(suite: str) -> set[Path]:
+    """The module of a suite, and those beside it that it imports, and that they import."""
+    path = ROOT / "benchmarks" / f"{suite}.py"
+    found = {path}
+    for name in re.findall(r"^from benchmarks\.(\w+) import", path.read_text(), re.MULTILINE):
+        found |= _with_its_helpers(name)
+    for names in re.findall(r"^from benchmarks import (.+)$", path.read_text(), re.MULTILINE):
+        found |= {ROOT / "benchmarks" / f"{name.strip()}.py" for name in names.split(",")}
+    return found
 
 
 @functools.cache
@@ -90,7 +102,8 @@ def ceilings(device: str) -> dict[str, float]:
 def free_bytes(device: str) -> float:
     """What could still be allocated; infinite where nobody says."""
     if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
+        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # by torch, for reuse
+        return torch.cuda.mem_get_info()[0] + kept
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return float("inf")

@@ -20,7 +20,7 @@ PAGES = (
 
 def rows_table(record: Record, *, sweeps: bool = True) -> str:
     """Every contender of every work: time, ratio to naive, multiple of the floor, peak, errors."""
-    head = ["work", "pass", "contender", "median", "20-80 %", "naive / it", "it / floor"]
+    head = ["work", "pass", "contender", "median", "20-80 %", "rounds", "naive / it", "it / floor"]
     head += ["peak, MiB", "value error", "gradient error"]
     lines: list[list[str]] = []
     for row in record["rows"]:
@@ -30,7 +30,7 @@ def rows_table(record: Record, *, sweeps: bool = True) -> str:
         name += f" ({row['version']})" if row["version"] else ""
         line = [row["work"], row["mode"] + _dtype(row), name]
         if row["status"] != "timed":
-            lines.append([*line, f"{row['status']}: {row['reason']}", *[""] * 4, *_errors(row)])
+            lines.append([*line, f"{row['status']}: {row['reason']}", *[""] * 5, *_errors(row)])
             continue
         low, high = _seconds(row["q20_s"]), _seconds(row["q80_s"])
         naive, bottom = _row(record, row, row["against"]), _floor(record, row)
@@ -40,6 +40,7 @@ def rows_table(record: Record, *, sweeps: bool = True) -> str:
                 *line,
                 _seconds(row["median_s"]),
                 f"{low} - {high}",
+                str(row["rounds"]),
                 _times(_ratio(naive, row)) if naive and compared else "",
                 _times(_ratio(row, bottom)) if bottom and row["role"] != "floor" else "",
                 "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}",
@@ -74,13 +75,14 @@ def claims_table(record: Record) -> str:
 
 
 def compile_table(record: Record) -> str:
-    """What the first call of compiled contenders took, which no median holds."""
+    """First calls that took long, above all to compile; no median holds them."""
     lines = [
-        [row["work"], row["mode"], row["contender"], _seconds(row["first_call_s"])]
+        [row["work"], row["mode"], row["contender"], _seconds(first), _seconds(row["median_s"])]
         for row in record["rows"]
-        if row["status"] == "timed" and not row["sweep"] and "compile" in row["contender"]
+        if row["status"] == "timed" and not row["sweep"]
+        if (first := row["first_call_s"] or 0.0) > max(1.0, 5 * row["median_s"])
     ]
-    return markdown(["work", "pass", "contender", "first call"], lines)
+    return markdown(["work", "pass", "contender", "first call", "median"], lines)
 
 
 def machine_line(record: Record) -> str:

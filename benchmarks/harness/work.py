@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -128,11 +128,16 @@ class Work:
 
     @property
     def heaviest(self) -> Mode:
-        order: tuple[Mode, ...] = ("training step", "forward+backward", "forward", "no-grad")
-        return next(mode for mode in order if mode in self.modes)
+        return heaviest(self.modes)
 
     def of(self, contender: str) -> Contender:
         return next(c for c in self.contenders if c.name == contender)
+
+
+def heaviest(modes: Collection[Mode]) -> Mode:
+    """The one that does most: peaks and rooflines are of it."""
+    order: tuple[Mode, ...] = ("training step", "forward+backward", "forward", "no-grad")
+    return next(mode for mode in order if mode in modes)
 
 
 def function(name: str, role: Role, compute: Callable[..., Tensor], **settings: Any) -> Contender:

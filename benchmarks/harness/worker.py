@@ -27,7 +27,7 @@ class Worker:
             [sys.executable, "-m", "benchmarks.harness.worker", json.dumps(asdict(job))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             cwd=tree,
         )
@@ -47,11 +47,12 @@ class Worker:
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
+        said: list[str] = []
         for line in self._process.stdout:
             if line.startswith(_MARK):
                 return line.removeprefix(_MARK).strip()
-        _, complaint = self._process.communicate()
-        raise RuntimeError(complaint.strip() or f"it stopped: {self._process.returncode}")
+            said.append(line)
+        raise RuntimeError("".join(said).strip() or f"it stopped: {self._process.wait()}")
 
 
 def main(job: Job) -> None:
