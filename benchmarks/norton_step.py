@@ -57,7 +57,7 @@ def works(size: Size) -> list[Work]:
     if size == "quick":
         return [step(16, small), objective(16, 256)]
     return [
-        step(32, small),
+        step(32, small, rounds=11),
         step(128, small, device="cuda"),
         step(128, TowerSizes(768, 6, 12), device="cuda"),
         objective(32, 768),
@@ -71,6 +71,7 @@ def step(
     *,
     frames: int = FRAMES,
     words: int = WORDS,
+    rounds: int = 3,
     device: str | None = None,
 ) -> Work:
     clips = videos * LENGTH
@@ -112,6 +113,7 @@ def step(
         modes=("training step",),
         value_tolerance=1e-4,
         gradient_tolerance=1e-3,
+        fewest_rounds=rounds,
         device=device,
         claims=[
             Claim(prefix + name, prefix + RUNGS[0], "added time", published=PUBLISHED[name])

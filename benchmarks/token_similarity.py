@@ -41,8 +41,8 @@ def works(size: Size) -> list[Work]:
         return main + by_clips + by_width
     main = [work(256, 768), work(256, 768, ragged=True)]
     largest = [work(1024, 768, ragged=True, modes=heaviest)]
-    by_clips = [work(clips, 256, sweep="K", modes=heaviest) for clips in (64, 128, 256, 512, 1024)]
-    by_width = [work(256, width, sweep="D", modes=heaviest) for width in (64, 128, 256, 512, 1024)]
+    by_clips = [work(clips, 256, sweep="K", modes=heaviest) for clips in (64, 128, 256, 512)]
+    by_width = [work(128, width, sweep="D", modes=heaviest) for width in (64, 256, 512, 1024)]
     return main + largest + by_clips + by_width
 
 

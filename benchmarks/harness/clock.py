@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 Run = Callable[[], Any]
-FEWEST, MOST = 3, 31  # rounds
+MOST = 31  # rounds
 
 
 class CPUClock:
@@ -46,15 +46,15 @@ def clock_for(device: str) -> Callable[[Run], float]:
 
 
 def time_in_turns(
-    runs: Mapping[str, Run], clock: Callable[[Run], float], budget_s: float
+    runs: Mapping[str, Run], clock: Callable[[Run], float], budget_s: float, fewest: int = 3
 ) -> dict[str, list[float]]:
-    """Seconds of each run in as many rounds as the budget buys, at least 3 and at most 31.
+    """Seconds of each run in as many rounds as the budget buys, at most 31.
 
     A round before them warms up, and tells how long one takes.
     """
     turns = {name: partial(clock, run) for name, run in runs.items()}
     one_round = sum(turn() for turn in turns.values())
-    return in_turns(turns, min(max(round(budget_s / max(one_round, 1e-9)), FEWEST), MOST))
+    return in_turns(turns, min(max(round(budget_s / max(one_round, 1e-9)), fewest), MOST))
 
 
 def in_turns(turns: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

@@ -120,8 +120,9 @@ def measure(
             runs[contender.name] = one_pass(contender, prepared, mode, upstream)
     with quietly():
         clock, budget = clock_for(settings.device), BUDGET_S[settings.size]
-        for name, times in time_in_turns(runs, clock, budget).items():
-            rows[name].times_s = times
+        times = time_in_turns(runs, clock, budget, work.fewest_rounds)
+    for name, of_name in times.items():
+        rows[name].times_s = of_name
     if memory and mode == work.heaviest:
         runs.clear()  # what contenders hold is not free for the children
         for name in list(rows)[: 1 if settings.size == "smoke" else None]:

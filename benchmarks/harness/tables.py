@@ -52,7 +52,8 @@ def rows_table(record: Record, *, sweeps: bool = True) -> str:
 
 def claims_table(record: Record) -> str:
     """What was set out to be reached, or published, and what came out."""
-    head = ["work", "ours", "against", "quantity", "target", "published", "achieved", "met"]
+    head = ["work", "ours", "against", "quantity", "target", "published", "achieved", "20-80 %"]
+    head += ["met"]
     lines = []
     for claim in record["claims"]:
         found = achieved(record, claim)
@@ -67,8 +68,9 @@ def claims_table(record: Record) -> str:
                 ""
                 if claim["published"] is None
                 else _figure(claim["published"], claim["quantity"]),
-                NOT_MEASURED if found is None else _figure(found, claim["quantity"]),
-                "" if found is None or not target else _met(claim, found),
+                NOT_MEASURED if found is None else _figure(found[0], claim["quantity"]),
+                "" if found is None else _spread(found, claim["quantity"]),
+                "" if found is None or not target else _met(claim, found[0]),
             ]
         )
     return markdown(head, lines)
@@ -102,8 +104,11 @@ def machine_line(record: Record) -> str:
     )
 
 
-def achieved(record: Record, claim: Record) -> float | None:
-    """The figure that a claim is about, or None where it was not measured."""
+def achieved(record: Record, claim: Record) -> tuple[float, float, float] | None:
+    """What a claim is about, of the medians, and at 20 and 80 % of the rounds; None: not measured.
+
+    A peak is one figure.
+    """
     rows = {
         r["contender"]: r for r in rows_of(record, claim["work"], claim["mode"], claim["dtype"])
     }
@@ -111,12 +116,16 @@ def achieved(record: Record, claim: Record) -> float | None:
     if not ours or not other or ours["status"] != "timed" or other["status"] != "timed":
         return None
     if claim["quantity"] == "less memory":
-        peaks = other["peak_bytes"], ours["peak_bytes"]
-        return None if None in peaks else peaks[0] / peaks[1]
-    ratio = other["median_s"] / ours["median_s"]
+        if not ours["peak_bytes"] or not other["peak_bytes"]:
+            return None
+        ratio = other["peak_bytes"] / ours["peak_bytes"]
+        return ratio, ratio, ratio
     if claim["quantity"] == "faster":
-        return ratio
-    return 1 / ratio if claim["quantity"] == "times the floor" else 100 * (1 / ratio - 1)
+        return _ratio(other, ours)
+    slower, low, high = _ratio(ours, other)
+    if claim["quantity"] == "times the floor":
+        return slower, low, high
+    return 100 * (slower - 1), 100 * (low - 1), 100 * (high - 1)
 
 
 def printed(record: Record) -> str:
@@ -228,6 +237,11 @@ def _figure(number: float, quantity: str) -> str:
     return (
         f"{number:.0f}x" if number >= 100 else f"{number:.2f}x" if number < 2 else f"{number:.1f}x"
     )
+
+
+def _spread(found: tuple[float, float, float], quantity: str) -> str:
+    _, low, high = found
+    return "" if low == high else f"{_figure(low, quantity)} - {_figure(high, quantity)}"
 
 
 def _met(claim: Record, found: float) -> str:

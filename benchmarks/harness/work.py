@@ -108,6 +108,7 @@ class Work:
         gradient_tolerance: the same for gradients, over the largest entry of each.
         flops, bytes: the least that the mathematics needs in the heaviest mode, for the roofline.
         memory: whether peaks are measured.
+        fewest_rounds: more than 3 where differences are small, whatever they take.
         device: the only kind of device that it is for; None means any.
     """
 
@@ -123,6 +124,7 @@ class Work:
     flops: float | None = None
     bytes: float | None = None
     memory: bool = True
+    fewest_rounds: int = 3
     device: str | None = None
     claims: Sequence[Claim] = field(default_factory=tuple)
 
