@@ -64,7 +64,7 @@ def work(
             compiled(COMPILED, unfused),
         ]
     if sweep is None and videos <= 32:  # the loop takes a millisecond and more a pair
-        contenders += [function(LOOP, "naive", looped, needs="POT")]
+        contenders += [function(LOOP, "naive", looped, needs="POT", modes=("forward+backward",))]
     contenders += floors()
     return Work(
         f"{name}, against {sweep}" if sweep else name,

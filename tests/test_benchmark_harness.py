@@ -308,6 +308,14 @@ def test_what_was_not_measured_says_so(toy) -> None:
     assert "not measured.\n<!-- end" in tables.rewritten(page)
 
 
+def test_a_work_left_out_whole_takes_one_line(toy) -> None:
+    record = json.loads(json.dumps(toy()))
+    for row in record["rows"]:
+        row.update(status="skipped", reason="only on cuda: not measured")
+    assert tables.rows_table(record).count("only on cuda: not measured") == 3  # passes
+    assert tables.claims_table(record).count("not measured") == 1
+
+
 @pytest.mark.parametrize(
     ("quantity", "expected"),
     [("faster", 4.0), ("times the floor", 0.25), ("less memory", 8.0), ("added time", -75.0)],

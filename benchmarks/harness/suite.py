@@ -38,7 +38,7 @@ from benchmarks.harness.results import (
 )
 from benchmarks.harness.work import Contender, Mode, Size, Work, placed
 
-BUDGET_S: dict[Size, float] = {"smoke": 0.0, "quick": 1.5, "full": 15.0}  # of one mode's rounds
+BUDGET_S: dict[Size, float] = {"smoke": 0.0, "quick": 1.0, "full": 15.0}  # of one mode's rounds
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,10 @@ def rows_table(record: Record, *, sweeps: bool = True) -> str:
     for row in record["rows"]:
         if row["sweep"] and not sweeps:
             continue
+        if (reason := _nobody(record, row["work"])) is not None:
+            if row is rows_of(record, row["work"], row["mode"], row["dtype"])[0]:
+                lines.append([row["work"], row["mode"], "all", reason, *[""] * 7])
+            continue
         name = "floor: " * (row["role"] == "floor") + row["contender"]
         name += f" ({row['version']})" if row["version"] else ""
         line = [row["work"], row["mode"] + _dtype(row), name]
@@ -54,8 +58,13 @@ def claims_table(record: Record) -> str:
     """What was set out to be reached, or published, and what came out."""
     head = ["work", "ours", "against", "quantity", "target", "published", "achieved", "20-80 %"]
     head += ["met"]
-    lines = []
+    lines: list[list[str]] = []
     for claim in record["claims"]:
+        if _nobody(record, claim["work"]) is not None:
+            line = [claim["work"], "all", "", "", "", "", NOT_MEASURED, "", ""]
+            if lines[-1:] != [line]:
+                lines.append(line)
+            continue
         found = achieved(record, claim)
         target = _target(claim)
         lines.append(
@@ -177,6 +186,13 @@ def ratio_of_rounds(ours: Sequence[float], other: Sequence[float]) -> tuple[floa
     each = sorted(b / a for a, b in zip(ours, other, strict=True))
     low, high = (each[round(share * (len(each) - 1))] for share in (0.2, 0.8))
     return statistics.median(other) / statistics.median(ours), low, high
+
+
+def _nobody(record: Record, work: str) -> str | None:
+    """Why a work was left out whole, if it was."""
+    reasons = {row["reason"] for row in record["rows"] if row["work"] == work}
+    skipped = {row["status"] for row in record["rows"] if row["work"] == work} == {"skipped"}
+    return reasons.pop() if skipped and len(reasons) == 1 else None
 
 
 def _row(record: Record, like: Record, contender: str | None) -> Record | None:
