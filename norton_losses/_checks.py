@@ -94,11 +94,11 @@ def check_not_negative(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a finite number, 0 or above, got {value}")
 
 
-def check_count(name: str, value: int | None, *, optional: bool = False) -> None:
+def check_count(name: str, value: int | None, *, least: int = 1, optional: bool = False) -> None:
     if value is None and optional:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value}")
 
 
 def check_fraction(name: str, value: float) -> None:

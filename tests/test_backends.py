@@ -213,8 +213,9 @@ class TestGeomLoss:
         assert torch.is_grad_enabled()
 
     def test_settings(self) -> None:
-        with pytest.raises(ValueError, match="polish must be"):
-            GeomLossSinkhorn(polish=-1)
+        for polish in (-1, 2.5):
+            with pytest.raises(ValueError, match="polish must be a whole number of at least 0"):
+                GeomLossSinkhorn(polish=polish)
         with pytest.raises(ValueError, match="points must be one of"):
             GeomLossSinkhorn(points="sparse")  # type: ignore[arg-type]
 

@@ -44,9 +44,8 @@ def describe(device: str) -> dict[str, Any]:
     if device == "cuda":
         described["gpu"] = torch.cuda.get_device_name()
         described["cuda"] = torch.version.cuda
-        described["driver"] = _output(
-            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
-        )
+        drivers = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        described["driver"] = drivers.partition("\n")[0]  # a line for each GPU
     return described
 
 

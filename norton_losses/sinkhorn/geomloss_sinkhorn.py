@@ -10,7 +10,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from norton_losses._checks import check_choice, check_not_negative
+from norton_losses._checks import check_choice, check_count
 from norton_losses.sinkhorn import domains
 from norton_losses.sinkhorn.domains import Scalings, even_if_empty
 from norton_losses.sinkhorn.keops_sinkhorn import quietly, try_keops
@@ -40,7 +40,7 @@ class GeomLossSinkhorn(AbstractSinkhorn):
     Raises:
         ImportError: GeomLoss 0.3.1 or newer is not installed, or KeOps for ``"online"``.
         RuntimeError: ``"online"`` where KeOps cannot compile.
-        ValueError: ``iterations`` below 1, ``polish`` below 0, an unknown choice.
+        ValueError: ``iterations`` below 1, ``polish`` below 0 or not whole, an unknown choice.
 
     Source: Eq. (2) of Lin et al., ICLR 2024; Feydy et al., 2019.
 
@@ -59,7 +59,7 @@ class GeomLossSinkhorn(AbstractSinkhorn):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_negative("polish", self.polish)
+        check_count("polish", self.polish, least=0)
         check_choice("points", self.points, ("tensorized", "online"))
         _import_geomloss()
         if self.points == "online":
