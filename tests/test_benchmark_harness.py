@@ -19,6 +19,7 @@ jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not install
 from benchmarks import SUITES, works_of  # noqa: E402
 from benchmarks.harness import machine, memory, results, tables  # noqa: E402
 from benchmarks.harness.clock import CUDAClock, in_turns, time_in_turns  # noqa: E402
+from benchmarks.harness.compare import tree_of  # noqa: E402
 from benchmarks.harness.job import Job  # noqa: E402
 from benchmarks.harness.passes import one_pass  # noqa: E402
 from benchmarks.harness.suite import Settings, measure, obstacle, run_suite  # noqa: E402
@@ -378,6 +379,18 @@ def test_two_trees_compete_in_turns() -> None:
     assert run.returncode == 0, run.stderr
     line = next(line for line in run.stdout.splitlines() if line.startswith("| 4 videos"))
     assert re.search(r"\| \d+\.\d\d +\| \d+\.\d\d - \d+\.\d\d", line), line
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_the_other_tree_brings_its_own_package() -> None:
+    with tree_of("HEAD") as tree:
+        where = "import norton_losses; print(norton_losses.__file__)"
+        run = subprocess.run(
+            [sys.executable, "-c", where], capture_output=True, text=True, cwd=tree, check=True
+        )
+        assert Path(run.stdout.strip()).is_relative_to(tree)
+    assert not tree.exists()
 
 
 @pytest.mark.parametrize(
