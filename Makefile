@@ -25,7 +25,8 @@ test-fast: .venv/.dev  ## every test but the slow ones
 test-torch-only: .venv-torch-only/.done  ## the tests with torch alone, no optional package
 	.venv-torch-only/bin/python -m pytest -m "not slow"
 
-lint: .venv/.dev  ## format, lint and types, changing nothing
+# The types of benchmarks/ need what its rivals bring, which no test does.
+lint: .venv/.dev .venv/.bench  ## format, lint and types, changing nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
