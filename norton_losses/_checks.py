@@ -107,5 +107,5 @@ def check_fraction(name: str, value: float) -> None:
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    if value not in choices:
+    if not any(value is c or (type(value) is type(c) and value == c) for c in choices):  # 1 == True
         raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")

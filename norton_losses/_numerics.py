@@ -26,6 +26,44 @@ class _UpCast(torch.autograd.Function):
         return grad_outputs[0].clamp(-bound, bound).to(ctx.dtype), None
 
 
+class _Unit(torch.autograd.Function):
+    """Unit vectors and their norms, which are all that is saved; infinite norm where zero."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(vectors: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        units = vectors.clone() if mask is None else vectors.masked_fill(~mask[..., None], 0)
+        # Divided by their largest entry first: squares of entries near the dtype's limits would
+        # otherwise leave its range.
+        largest = _norm(units, torch.inf)
+        zero = largest <= torch.finfo(units.dtype).tiny
+        units.masked_fill_(zero, 0).div_(largest.masked_fill_(zero, 1))
+        norms = _norm(units).masked_fill_(zero, 1)
+        return units.div_(norms), norms.mul_(largest).masked_fill_(zero, torch.inf)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, None]:
+        units, norms = ctx.saved_tensors
+        of_units, of_norms = grad_outputs
+        of_vectors = None if of_norms is None else units * of_norms
+        if of_units is None:
+            return of_vectors, None
+        with full_precision(units):  # a backward pass may be called inside autocast
+            along = torch.einsum("...d,...d->...", units, of_units)[..., None]
+            across = torch.addcmul(of_units, units, along, value=-1).div_(norms)
+        return across if of_vectors is None else of_vectors + across, None
+
+
+def _norm(vectors: Tensor, order: float = 2.0) -> Tensor:
+    return torch.linalg.vector_norm(vectors, order, dim=-1, keepdim=True)  # pyright: ignore
+
+
 def working_dtype(*tensors: Tensor | None) -> torch.dtype:
     """The common dtype of the given tensors, float32 at least."""
     dtype = torch.float32
@@ -58,15 +96,7 @@ def unit(vectors: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Their gradient is zero as well, and what a masked vector held (NaN included) has no effect.
     """
-    if mask is not None:
-        vectors = vectors.masked_fill(~mask[..., None], 0)
-    # Direction does not depend on scale, so the scale is a constant here: squares of entries near
-    # the dtype's limits would otherwise leave its range.
-    largest = vectors.detach().abs().amax(-1, keepdim=True)
-    nonzero = largest > torch.finfo(vectors.dtype).tiny
-    scaled = vectors.masked_fill(~nonzero, 0) / largest.masked_fill(~nonzero, 1)
-    norm = scaled.square().sum(-1, keepdim=True).masked_fill(~nonzero, 1).sqrt()
-    return scaled / norm
+    return _Unit.apply(vectors, mask)[0]  # pyright: ignore
 
 
 def masked_mean(values: Tensor, mask: Tensor, dim: int) -> Tensor:

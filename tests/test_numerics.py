@@ -25,10 +25,16 @@ def test_unit_norm_at_every_scale(scale: float) -> None:
     torch.testing.assert_close(unit(vectors * scale), expected)
 
 
-def test_unit_gradcheck() -> None:
-    assert torch.autograd.gradcheck(
-        unit, torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    )
+@pytest.mark.parametrize("mask", [None, torch.tensor([True, False, True])], ids=["all", "masked"])
+def test_unit_derivatives(mask: torch.Tensor | None) -> None:
+    vectors = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(unit, (vectors, mask))
+    assert torch.autograd.gradgradcheck(unit, (vectors, mask))
+    direct = torch.func.grad(lambda v: unit(v, mask)[:, 0].sum())(vectors.detach())
+    (expected,) = torch.autograd.grad(unit(vectors, mask)[:, 0].sum(), vectors)
+    torch.testing.assert_close(direct, expected)
+    batched = torch.func.vmap(lambda v: unit(v, mask))(vectors.expand(2, 3, 4))
+    torch.testing.assert_close(batched[1], unit(vectors, mask))
 
 
 def test_zero_and_masked_vectors_stay_zero_without_gradient() -> None:
