@@ -11,6 +11,8 @@ Rescale: TypeAlias = Literal["minmax"] | None
 Range: TypeAlias = tuple[float, float]
 TransportScore: TypeAlias = Literal["similarity", "entropic"]
 PlanGradient: TypeAlias = Literal["detached", "implicit", "unrolled"]
+ImplementationName: TypeAlias = Literal["auto", "reference", "chunked", "triton"]
+SaveScores: TypeAlias = Literal["auto"] | bool
 SinkhornDomain: TypeAlias = Literal["auto", "scaling", "absorbed", "log"]
 
 

@@ -19,8 +19,15 @@ from norton_losses._numerics import (
     masked_mean,
 )
 from norton_losses._sequences import read_sequences
-from norton_losses._typing import Exponential, Range, Rescale
+from norton_losses._typing import (
+    Exponential,
+    ImplementationName,
+    Range,
+    Rescale,
+    SaveScores,
+)
 from norton_losses.fusion import AbstractTokenSimilarity
+from norton_losses.kernels.implementation import Implementation
 
 
 def soft_maximum(
@@ -102,9 +109,24 @@ class SoftMaximumSimilarity(AbstractTokenSimilarity):
         rescale: ``"minmax"`` stretches each part to [0, 1] over the batch, as the released code
             does; None leaves cosines as they are.
         count_padding: reproduce the released code's leak of padded tokens.
+        implementation: ``"reference"`` is :func:`soft_maximum`, which holds the products of all
+            frames with all words; ``"chunked"`` (torch, any device; on a GPU it waits for the
+            lengths) and ``"triton"`` (CUDA, float32, at most 64 frames and words) never do. They
+            have a first derivative only, and no ``torch.func`` transforms. ``"auto"`` is Triton on
+            CUDA where it applies, else chunked; what is named never falls back.
+        save_scores: keep the products of valid tokens for the backward pass, which then has one
+            matrix product less. ``"auto"`` keeps them where they fit in 256 MiB; Triton never does.
+        operand_dtype: ``torch.bfloat16`` or ``torch.float16``: tokens are rounded to it for matrix
+            products, whose sums stay float32 on CUDA and are rounded on the CPU. Reductions are
+            never in half precision.
 
     Raises:
-        ValueError: ``alpha`` not above 0, ``pooled_weight`` below 0, an unknown choice.
+        ValueError: ``alpha`` not above 0, ``pooled_weight`` below 0, an unknown choice; when
+            called, ``operand_dtype`` with ``alpha`` below 0.05 on the CPU, tokens that
+            ``"triton"`` cannot serve.
+        ImportError: ``"triton"``, or ``"auto"`` on CUDA, without Triton 3.2 or newer.
+        RuntimeError: the gradient of the gradient of a fused implementation; ``operand_dtype`` on
+            CUDA with torch before 2.8.
 
     Example:
         >>> import torch
@@ -122,9 +144,13 @@ class SoftMaximumSimilarity(AbstractTokenSimilarity):
         exponential: Exponential = "mean",
         rescale: Rescale = None,
         count_padding: bool = False,
+        implementation: ImplementationName = "auto",
+        save_scores: SaveScores = "auto",
+        operand_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(pooled_weight, rescale)
         _check_exponent(alpha, exponential)
+        self.implementation = Implementation(implementation, save_scores, operand_dtype)
         self.alpha = alpha
         self.exponential: Exponential = exponential
         self.count_padding = count_padding
@@ -132,15 +158,15 @@ class SoftMaximumSimilarity(AbstractTokenSimilarity):
     def directions(
         self, video_tokens: Tensor, text_tokens: Tensor, frame_mask: Tensor, word_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return _soft_maximum_directions(
-            video_tokens,
-            text_tokens,
-            frame_mask,
-            word_mask,
-            self.alpha,
-            self.exponential,
-            self.count_padding,
-        )
+        tokens = video_tokens, text_tokens, frame_mask, word_mask
+        if self.implementation.name == "reference":
+            return _soft_maximum_directions(
+                *tokens, self.alpha, self.exponential, self.count_padding
+            )
+        directions = self.implementation(*tokens, self.alpha, self.exponential == "mean")
+        if self.count_padding and self.exponential == "sum":
+            return _count_padding(*directions, frame_mask, word_mask, self.alpha)
+        return directions
 
     def bounds(self, frames: int, words: int) -> Range:
         if self.rescale == "minmax":
@@ -155,7 +181,7 @@ class SoftMaximumSimilarity(AbstractTokenSimilarity):
     def extra_repr(self) -> str:
         return (
             f"alpha={self.alpha}, {super().extra_repr()}, exponential={self.exponential!r}, "
-            f"count_padding={self.count_padding}"
+            f"count_padding={self.count_padding}, {self.implementation.extra_repr()}"
         )
 
 
@@ -167,7 +193,7 @@ class MaxSimilarity(AbstractTokenSimilarity):
         S_{ab} = \frac12 \Big[ \frac1f \sum_i \max_j v_i \cdot t_j
                + \frac1w \sum_j \max_i v_i \cdot t_j \Big]
 
-    Args and shapes as :class:`SoftMaximumSimilarity`.
+    Args and shapes as :class:`SoftMaximumSimilarity`. Equal maxima share their gradient.
 
     Example:
         >>> import torch
@@ -178,12 +204,25 @@ class MaxSimilarity(AbstractTokenSimilarity):
                 [0., 1.]])
     """
 
-    def __init__(self, *, pooled_weight: float = 0.5, rescale: Rescale = None) -> None:
+    def __init__(
+        self,
+        *,
+        pooled_weight: float = 0.5,
+        rescale: Rescale = None,
+        implementation: ImplementationName = "auto",
+        save_scores: SaveScores = "auto",
+        operand_dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(pooled_weight, rescale)
+        self.implementation = Implementation(implementation, save_scores, operand_dtype)
 
     def directions(
         self, video_tokens: Tensor, text_tokens: Tensor, frame_mask: Tensor, word_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
+        if self.implementation.name != "reference":
+            return self.implementation(
+                video_tokens, text_tokens, frame_mask, word_mask, alpha=0.0, mean=False
+            )
         scores, frames, words = _token_scores(video_tokens, text_tokens, frame_mask, word_mask)
         by_frame = masked_mean(masked_amax(scores, words, _WORDS), frames.squeeze(_WORDS), _FRAMES)
         by_word = masked_mean(masked_amax(scores, frames, _FRAMES), words.squeeze(_FRAMES), -1)
@@ -191,6 +230,9 @@ class MaxSimilarity(AbstractTokenSimilarity):
 
     def bounds(self, frames: int, words: int) -> Range:
         return (0.0, 1.0) if self.rescale == "minmax" else (-1.0, 1.0)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self.implementation.extra_repr()}"
 
 
 @final
@@ -261,18 +303,35 @@ def _soft_maximum_directions(
     by_frame = _pairs_first(masked_mean(best_word, frames.squeeze(_WORDS), _FRAMES))
     by_word = _pairs_first(masked_mean(best_frame, words.squeeze(_FRAMES), -1))
 
-    dtype = scores.dtype
-    f = frame_mask.sum(-1)[:, None, :, None].to(dtype)  # (Bv, 1, N, 1)
-    w = word_mask.sum(-1)[None, :, None, :].to(dtype)  # (1, Bt, 1, M)
-    log_f, log_w = f.clamp(min=1).log(), w.clamp(min=1).log()
-    if exponential == "mean":  # a padded outer token would then add log(1) = 0
+    f, w, log_f, log_w = _lengths(frame_mask, word_mask, scores.dtype)
+    if exponential == "mean":
         by_frame, by_word = by_frame - alpha * log_w, by_word - alpha * log_f
-    elif count_padding:  # its products are 0 with all valid inner tokens: it adds log(f) or log(w)
-        padded_frames, padded_words = frame_mask.shape[-1] - f, word_mask.shape[-1] - w
-        by_frame = by_frame + alpha * padded_frames * log_w / f.clamp(min=1)
-        by_word = by_word + alpha * padded_words * log_f / w.clamp(min=1)
     both = (f > 0) & (w > 0)
-    return by_frame.masked_fill(~both, 0), by_word.masked_fill(~both, 0)
+    by_frame, by_word = by_frame.masked_fill(~both, 0), by_word.masked_fill(~both, 0)
+    if count_padding and exponential == "sum":  # with means it would add log(1) = 0
+        return _count_padding(by_frame, by_word, frame_mask, word_mask, alpha)
+    return by_frame, by_word
+
+
+def _count_padding(
+    by_frame: Tensor, by_word: Tensor, frame_mask: Tensor, word_mask: Tensor, alpha: float
+) -> tuple[Tensor, Tensor]:
+    """A padded outer token has products 0 with the valid inner ones: it adds log(w) or log(f)."""
+    f, w, log_f, log_w = _lengths(frame_mask, word_mask, by_frame.dtype)
+    padded_frames, padded_words = frame_mask.shape[-1] - f, word_mask.shape[-1] - w
+    both = (f > 0) & (w > 0)
+    by_frame = by_frame + both * (alpha * padded_frames * log_w / f.clamp(min=1))
+    by_word = by_word + both * (alpha * padded_words * log_f / w.clamp(min=1))
+    return by_frame, by_word
+
+
+def _lengths(
+    frame_mask: Tensor, word_mask: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Frames (Bv, 1, N, 1), words (1, Bt, 1, M), and the logarithms of both, 0 where absent."""
+    f = frame_mask.sum(-1)[:, None, :, None].to(dtype)
+    w = word_mask.sum(-1)[None, :, None, :].to(dtype)
+    return f, w, f.clamp(min=1).log(), w.clamp(min=1).log()
 
 
 def _check_exponent(alpha: float, exponential: Exponential) -> None:

@@ -53,7 +53,7 @@ BELOW: dict[str, set[str]] = {
     "kernels": set(),
     "sinkhorn": {"kernels"},
     "fusion": set(),
-    "token_similarity": {"fusion"},
+    "token_similarity": {"fusion", "kernels"},
     "contrastive": set(),
     "prompt_bucket": {"sinkhorn"},
     "sequence_measures": {"prompt_bucket", "sinkhorn"},
@@ -79,7 +79,7 @@ OPTIONAL = {
     "ot": {"pot_sinkhorn"},
     "geomloss": {"geomloss_sinkhorn"},
     "pykeops": {"keops_sinkhorn"},
-    "triton": {"small_sinkhorn_triton"},
+    "triton": {"small_sinkhorn_triton", "soft_maximum_triton", "soft_maximum_device_triton"},
     "matplotlib": set(),
 }
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.triton_interpreted import Case, cases, largest_error
+from tests.interpreted_sinkhorn import Case, cases, largest_error
+from tests.triton_tools import interpreted, resources
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
@@ -31,17 +27,7 @@ MOST_SHARED_BYTES = 1024
 
 @pytest.fixture(scope="module")
 def interpreted_errors() -> dict[str, float]:
-    # Triton decides between compiler and interpreter when it is imported: hence a process.
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.triton_interpreted"],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    return interpreted("tests.interpreted_sinkhorn")
 
 
 @pytest.mark.slow
@@ -68,19 +54,6 @@ def compile_for(capability: int, variant: Any) -> Any:
         target=GPUTarget("cuda", capability, 32),
         options={"num_warps": module.CONFIGURATIONS[variant].num_warps},
     )
-
-
-def resources(cubin: bytes, directory: Path) -> dict[str, int]:
-    """Registers, and bytes of stack and of local memory, of each thread."""
-    import triton
-
-    path = directory / "kernel.cubin"
-    path.write_bytes(cubin)
-    tool = triton.knobs.nvidia.cuobjdump.path
-    report = subprocess.run(
-        [tool, "-res-usage", str(path)], capture_output=True, text=True, check=True
-    ).stdout
-    return {name: int(number) for name, number in re.findall(r"([A-Z]+):(\d+)", report)}
 
 
 @pytest.mark.slow

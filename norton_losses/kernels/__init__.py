@@ -1,1 +1,1 @@
-"""Kernels written for one kind of hardware, imported only when a backend launches them."""
+"""What computes without holding what the definitions would; loaded by what launches it."""

@@ -1,0 +1,184 @@
+# pyright: reportUnknownMemberType=false
+"""The soft maximum of all clips with all captions as one operator, without the token tensor.
+
+Forward and backward are opaque to autograd and to the compiler; which implementation runs is an
+argument. Only inputs and masks are saved, and the scores where they were asked for and fit.
+
+No postponed annotations here: torch before 2.6 reads the operators' schemas from the types.
+"""
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from norton_losses._numerics import full_precision
+from norton_losses.kernels import soft_maximum_chunked as chunked
+
+KEPT_BYTES = 256 << 20
+"""What ``save_scores="auto"`` may keep for the backward pass."""
+
+
+@torch.library.custom_op("norton_losses::soft_maximum", mutates_args=())
+def soft_maximum(
+    clips: Tensor,
+    captions: Tensor,
+    frame_mask: Tensor,
+    word_mask: Tensor,
+    alpha: float,
+    mean: bool,
+    implementation: str,
+    operand_dtype: torch.dtype | None,
+    most_kept: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean best word of each frame (K, L), mean best frame of each word (K, L), kept scores.
+
+    Args:
+        clips: (K, F, D), float32 or float64, of unit norm; finite where masked.
+        captions: (L, W, D), likewise.
+        frame_mask: (K, F), bool.
+        word_mask: (L, W), bool.
+        alpha: temperature of the soft maximum; 0 is the hard maximum.
+        mean: divide the inner sum by its number of terms; not with the hard maximum.
+        implementation: ``"chunked"`` or ``"triton"``.
+        operand_dtype: of the tokens in matrix products; None means their own.
+        most_kept: how many numbers may be kept for the backward pass.
+    """
+    kept = _room(clips, captions, most_kept)
+    arguments = clips, captions, frame_mask, word_mask, alpha, mean, operand_dtype
+    if implementation == "triton":
+        return *import_triton().forward(*arguments), kept
+    return *chunked.forward(*arguments, kept), kept
+
+
+@soft_maximum.register_fake
+def _(
+    clips: Tensor,
+    captions: Tensor,
+    frame_mask: Tensor,
+    word_mask: Tensor,
+    alpha: float,
+    mean: bool,
+    implementation: str,
+    operand_dtype: torch.dtype | None,
+    most_kept: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = len(clips), len(captions)
+    return clips.new_empty(shape), clips.new_empty(shape), _room(clips, captions, most_kept)
+
+
+@torch.library.custom_op("norton_losses::soft_maximum_backward", mutates_args=())
+def soft_maximum_backward(
+    by_frame: Tensor,
+    by_word: Tensor,
+    clips: Tensor,
+    captions: Tensor,
+    frame_mask: Tensor,
+    word_mask: Tensor,
+    kept: Tensor,
+    alpha: float,
+    implementation: str,
+    operand_dtype: torch.dtype | None,
+    of_clips: bool,
+    of_captions: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of clips and captions, given those of both results; empty where not wanted."""
+    largest = None
+    if operand_dtype is not None:  # half precision holds the smallest weights if the largest is 1
+        largest = torch.maximum(by_frame.abs().amax(), by_word.abs().amax())
+        largest = largest.masked_fill(largest == 0, 1)
+        by_frame, by_word = by_frame / largest, by_word / largest
+    arguments = by_frame, by_word, clips, captions, frame_mask, word_mask, alpha, operand_dtype
+    wanted = of_clips, of_captions
+    if implementation == "triton":
+        gradients = import_triton().backward(*arguments, wanted)
+    else:
+        gradients = chunked.backward(*arguments, kept, wanted)
+    if largest is not None:
+        for gradient in gradients:
+            gradient.mul_(largest)
+    return gradients
+
+
+@soft_maximum_backward.register_fake
+def _(
+    by_frame: Tensor,
+    by_word: Tensor,
+    clips: Tensor,
+    captions: Tensor,
+    frame_mask: Tensor,
+    word_mask: Tensor,
+    kept: Tensor,
+    alpha: float,
+    implementation: str,
+    operand_dtype: torch.dtype | None,
+    of_clips: bool,
+    of_captions: bool,
+) -> tuple[Tensor, Tensor]:
+    return (
+        clips.new_empty(clips.shape if of_clips else 0),
+        captions.new_empty(captions.shape if of_captions else 0),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    clips, captions, frame_mask, word_mask, ctx.alpha, _, *ctx.how, _ = inputs
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(clips, captions, frame_mask, word_mask, output[2])
+
+
+def _differentiate(
+    ctx: Any, by_frame: Tensor | None, by_word: Tensor | None, _kept: None
+) -> tuple[Tensor | None, ...]:
+    clips, captions, *rest = ctx.saved_tensors
+    nothing = clips.new_zeros(len(clips), len(captions))
+    wanted = ctx.needs_input_grad[:2]
+    with full_precision(clips):  # a backward pass may be called inside autocast
+        gradients = soft_maximum_backward(
+            nothing if by_frame is None else by_frame,
+            nothing if by_word is None else by_word,
+            clips,
+            captions,
+            *rest,
+            ctx.alpha,
+            *ctx.how,
+            *wanted,
+        )
+    found = (g if wants else None for g, wants in zip(gradients, wanted, strict=True))
+    return (*found, *[None] * 7)
+
+
+def _refuse_second_derivative(ctx: Any, *_: Tensor) -> None:
+    raise RuntimeError(
+        "the fused soft maximum has a first derivative only, and the gradient of its gradient was "
+        'asked for; build the similarity with implementation="reference", which has both'
+    )
+
+
+soft_maximum.register_autograd(_differentiate, setup_context=_save)
+soft_maximum_backward.register_autograd(_refuse_second_derivative)
+
+
+def _room(clips: Tensor, captions: Tensor, most_kept: int) -> Tensor:
+    # The scores that fill it are counted from the masks' values, its size from shapes alone, as a
+    # compiler needs. On the CPU, memory that is never written costs nothing; elsewhere no room is
+    # taken that the scores might not fit in.
+    products = math.prod(clips.shape[:2]) * math.prod(captions.shape[:2])
+    if clips.device.type != "cpu" and products > most_kept:
+        return clips.new_empty(0)
+    return clips.new_empty(cast(int, torch.sym_min(products, most_kept)))
+
+
+def import_triton() -> Any:
+    """The kernel's module, or what to install."""
+    try:
+        import norton_losses.kernels.soft_maximum_triton as kernel
+    except (ImportError, TypeError) as error:  # an older Triton does not know the kernel's options
+        raise ImportError(
+            "the fused similarity on CUDA needs Triton 3.2 or newer; install it with "
+            "pip install 'norton-losses[triton]', or use implementation=\"chunked\", which needs "
+            "nothing more"
+        ) from error
+    return kernel
