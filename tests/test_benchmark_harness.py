@@ -16,7 +16,7 @@ from torch import Tensor
 
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
 
-from benchmarks import SUITES, works_of  # noqa: E402
+from benchmarks import SUITES, token_similarity, works_of  # noqa: E402
 from benchmarks.harness import machine, memory, results, tables  # noqa: E402
 from benchmarks.harness.clock import CUDAClock, in_turns, time_in_turns  # noqa: E402
 from benchmarks.harness.compare import tree_of  # noqa: E402
@@ -33,6 +33,7 @@ from benchmarks.harness.work import (  # noqa: E402
     placed,
     prepared,
 )
+from norton_losses.kernels import soft_maximum_chunked  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 SMOKE = Settings("smoke")
@@ -202,9 +203,15 @@ def test_suites_declare_what_the_harness_needs(suite: str, size) -> None:
         assert {"ours", "naive"} <= {contender.role for contender in work.contenders}
         assert work.sweep is None or work.sweep in work.parameters
         for claim in work.claims:
-            assert {claim.ours, claim.against} <= set(names)
+            assert {claim.ours, claim.against} - {None} <= set(names)
+            assert (claim.against is None) == (claim.quantity == "peak memory")
         for contender in work.contenders:
             assert contender.against is None or contender.against in names
+
+
+def test_the_floor_has_the_tiles_of_the_fused_form() -> None:
+    tile = token_similarity.TILE
+    assert (tile, tile) == (soft_maximum_chunked.ROW_TOKENS, soft_maximum_chunked.COLUMN_TOKENS)
 
 
 def test_the_suite_of_the_readme_runs() -> None:
@@ -319,7 +326,13 @@ def test_a_work_left_out_whole_takes_one_line(toy) -> None:
 
 @pytest.mark.parametrize(
     ("quantity", "expected"),
-    [("faster", 4.0), ("times the floor", 0.25), ("less memory", 8.0), ("added time", -75.0)],
+    [
+        ("faster", 4.0),
+        ("times the floor", 0.25),
+        ("less memory", 8.0),
+        ("peak memory", 10.0),
+        ("added time", -75.0),
+    ],
 )
 def test_claims_are_computed_from_rows(toy, quantity: str, expected: float) -> None:
     record = json.loads(json.dumps(toy()))

@@ -71,7 +71,7 @@ def claims_table(record: Record) -> str:
             [
                 claim["work"],
                 claim["ours"],
-                claim["against"],
+                claim["against"] or "",
                 claim["quantity"],
                 target,
                 ""
@@ -122,7 +122,12 @@ def achieved(record: Record, claim: Record) -> tuple[float, float, float] | None
         r["contender"]: r for r in rows_of(record, claim["work"], claim["mode"], claim["dtype"])
     }
     ours, other = rows.get(claim["ours"]), rows.get(claim["against"])
-    if not ours or not other or ours["status"] != "timed" or other["status"] != "timed":
+    if not ours or ours["status"] != "timed":
+        return None
+    if claim["quantity"] == "peak memory":
+        peak = ours["peak_bytes"]
+        return (peak, peak, peak) if peak else None
+    if not other or other["status"] != "timed":
         return None
     if claim["quantity"] == "less memory":
         if not ours["peak_bytes"] or not other["peak_bytes"]:
@@ -250,6 +255,8 @@ def _target(claim: Record) -> str:
 def _figure(number: float, quantity: str) -> str:
     if quantity == "added time":
         return f"{number:+.1f} %"
+    if quantity == "peak memory":
+        return f"{number / 2**20:.0f} MiB"
     return (
         f"{number:.0f}x" if number >= 100 else f"{number:.2f}x" if number < 2 else f"{number:.1f}x"
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 Size = Literal["smoke", "quick", "full"]
 Role = Literal["ours", "naive", "peer", "floor"]
 Mode = Literal["forward", "forward+backward", "no-grad", "training step"]
-Quantity = Literal["faster", "times the floor", "less memory", "added time"]
+Quantity = Literal["faster", "times the floor", "less memory", "peak memory", "added time"]
 
 PASSES: tuple[Mode, ...] = ("forward", "forward+backward", "no-grad")
 Inputs = dict[str, Tensor]
@@ -70,20 +70,20 @@ class Contender:
 
 @dataclass(frozen=True)
 class Claim:
-    """A comparison of two contenders that somebody set out to reach, or published.
+    """A comparison of two contenders, or a peak, that somebody set out to reach, or published.
 
     Attributes:
-        ours, against: names of contenders.
+        ours, against: names of contenders; nothing is against a ``"peak memory"``.
         quantity: ``"faster"`` is time of the other over ours, ``"times the floor"`` the reverse,
-            ``"less memory"`` the other's peak over ours, ``"added time"`` is ours over the other,
-            less one, in per cent.
+            ``"less memory"`` the other's peak over ours, ``"peak memory"`` ours in bytes,
+            ``"added time"`` is ours over the other, less one, in per cent.
         at_least, at_most: the target, if there is one.
         published: the figure of the paper, from another machine.
         mode: in which it holds; None means the work's heaviest.
     """
 
     ours: str
-    against: str
+    against: str | None
     quantity: Quantity = "faster"
     at_least: float | None = None
     at_most: float | None = None
