@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import warnings
@@ -22,7 +23,7 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Measure suites, print a table of each, keep the rows; 1 if anything was wrong."""
+    """Measure suites, print a table of each, keep the rows; 1 if anything was wrong or failed."""
     parser = argparse.ArgumentParser("python -m benchmarks", description=run.__doc__)
     _common(parser)
     size = parser.add_mutually_exclusive_group()
@@ -41,11 +42,11 @@ def run(arguments: Sequence[str]) -> int:
         for suite in options.suites:
             record = run_suite(suite, settings, folder, fresh=options.fresh)
             print(f"\n{printed(record)}\n", flush=True)
-            wrong += sum(row["status"] == "wrong" for row in record["rows"])
+            wrong += sum(row["status"] in ("wrong", "failed") for row in record["rows"])
         if chosen != "smoke":
             _tell(draw_all(folder))
     if wrong:
-        print(f"{wrong} rows are wrong and were not timed", file=sys.stderr)
+        print(f"{wrong} rows are wrong or failed, and were not timed", file=sys.stderr)
     return int(wrong > 0)
 
 
@@ -94,6 +95,8 @@ def _prepare(options: argparse.Namespace) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # of peers
+    # A first call is to show what compiling takes, not what an earlier run left on the disk.
+    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 
 
 def _tell(written: Sequence[Path]) -> None:

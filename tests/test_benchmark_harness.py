@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,13 +19,14 @@ from torch import Tensor
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
 
 from benchmarks import SUITES, token_similarity, works_of  # noqa: E402
-from benchmarks.harness import machine, memory, results, tables  # noqa: E402
+from benchmarks.harness import machine, memory, results, tables, worker  # noqa: E402
 from benchmarks.harness.clock import CUDAClock, in_turns, time_in_turns  # noqa: E402
 from benchmarks.harness.compare import tree_of  # noqa: E402
-from benchmarks.harness.job import Job  # noqa: E402
+from benchmarks.harness.job import Job, prepare  # noqa: E402
 from benchmarks.harness.passes import one_pass  # noqa: E402
 from benchmarks.harness.suite import Settings, measure, obstacle, run_suite  # noqa: E402
 from benchmarks.harness.work import (  # noqa: E402
+    CannotTakePartError,
     Claim,
     Contender,
     Inputs,
@@ -97,6 +100,44 @@ def test_a_wrong_gradient_is_not_timed() -> None:
     assert row.status == "wrong"
     assert row.value_error == 0
     assert row.gradient_error == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_a_gradient_of_zeros_is_wrong_in_every_dtype(dtype: str) -> None:
+    nothing = function("x ** 2", "ours", lambda x: (x.detach() ** 2).sum() + 0 * x.sum(), slack=1e9)
+    row = row_of(squares(contenders=(nothing,)), "x ** 2", settings=Settings("smoke", dtype=dtype))
+    assert row.status == "wrong"
+
+
+def test_who_fails_says_why_and_ends_nobody_elses_run() -> None:
+    def broken(x: Tensor) -> Tensor:
+        raise RuntimeError("out of memory\nmany lines")
+
+    contenders = (function("broken", "ours", broken), *squares().contenders)
+    rows = measure("toy", squares(contenders=contenders), "forward", SMOKE, memory=False)
+    assert [row.status for row in rows] == ["failed", "timed", "timed", "timed"]
+    assert rows[0].reason == "RuntimeError: out of memory"
+    assert not rows[0].times_s
+
+
+def test_who_cannot_be_prepared_is_skipped_with_its_reason() -> None:
+    def prepare(made: Inputs) -> Prepared:
+        raise CannotTakePartError("holds 32 rows, and the scores have 33")
+
+    row = row_of(squares(contenders=(Contender("small", "ours", prepare),)), "small")
+    assert (row.status, row.reason) == ("skipped", "holds 32 rows, and the scores have 33")
+
+
+def test_a_peak_that_fails_leaves_the_times(monkeypatch) -> None:
+    def killed(job: Job) -> float:
+        raise OSError("the child was killed")
+
+    monkeypatch.setattr("benchmarks.harness.suite.peak_bytes", killed)
+    said: list[str] = []
+    rows = measure("toy", squares(), "forward+backward", SMOKE, report=said.append)
+    assert [row.peak_bytes for row in rows] == [None] * 3
+    assert rows[0].status == "timed"
+    assert "peak of x * x not measured: OSError: the child was killed" in said[0]
 
 
 def test_each_dtype_is_judged_by_its_own_digits() -> None:
@@ -180,7 +221,7 @@ def test_inputs_are_leaves_of_their_own() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="counts on Linux alone")
 def test_peak_memory_is_that_of_the_token_tensor() -> None:
-    """40 clips of 18 frames with 40 captions of 32 words are 3.5 MiB a copy of the token tensor."""
+    """32 clips of 18 frames with 32 captions of 32 words are 2.25 MiB a copy of the token tensor."""
     work = works_of("token_similarity", "quick")[2]
     clips = work.parameters["K"]
     copy = 4 * clips * 18 * clips * 32
@@ -265,10 +306,23 @@ def test_rows_of_other_code_are_measured_again(toy, monkeypatch) -> None:
     assert toy()["rows"][0]["times_s"] != first
 
 
-def test_the_digest_follows_the_code() -> None:
+def test_rows_of_another_format_are_measured_again(toy, tmp_path: Path) -> None:
+    toy()
+    path = tmp_path / "toy--cpu.json"
+    path.write_text(json.dumps({"format": 0, "rows": "none of today's"}))
+    assert len(toy()["rows"]) == 9
+
+
+def test_the_digest_follows_the_code(monkeypatch, tmp_path: Path) -> None:
     before = machine.source_digest("clip_caption")
     assert before == machine.source_digest("clip_caption")
     assert before != machine.source_digest("video_paragraph")
+    for part in ("benchmarks", "norton_losses"):
+        shutil.copytree(ROOT / part, tmp_path / part)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    assert machine.source_digest("clip_caption") == before
+    (tmp_path / "norton_losses" / "_numerics.py").write_text("# changed")
+    assert machine.source_digest("clip_caption") != before
     helpers = {path.stem for path in machine._with_its_helpers("norton_step")}
     assert helpers >= {"norton_step", "naive", "inputs", "towers", "token_similarity"}
 
@@ -356,7 +410,25 @@ def test_committed_results_keep_the_schema() -> None:
         assert results.load(path)["size"] == "full"
 
 
-SPEEDS = re.compile(r"\b\d+(\.\d+)?(x|×| ?ms| ?us| GFLOP/s| GB/s| MiB| GiB)\b")
+@pytest.mark.parametrize("suite", SUITES)
+def test_committed_results_are_of_todays_works(suite: str) -> None:
+    works = {work.name: work for work in works_of(suite, "full")}
+    for row in results.load(results.path_of(results.COMMITTED, suite, "cpu"))["rows"]:
+        assert row["contender"] in [c.name for c in works[row["work"]].contenders]
+
+
+SPEEDS = re.compile(
+    r"\b\d+(\.\d+)?(x|×| times (faster|slower)| ?(ms|us|s)| (GFLOP/s|[GMk]B/s|[KMG]i?B))(?![\w-])"
+)
+
+
+@pytest.mark.parametrize(
+    "figure",
+    ["3.8x", "3.8× faster", "12 ms", "2.5 s", "300 MB", "2 GiB", "4 times faster", "9 GB/s"],
+)
+def test_a_figure_is_known_as_one(figure: str) -> None:
+    assert SPEEDS.search(f"It takes {figure}.")
+    assert not SPEEDS.search("2.13 tests, 3 suites, 5 sizes, 20-80 %, sm_80, 50 steps, x 3")
 
 
 def test_no_figure_of_speed_or_memory_stands_outside_the_results() -> None:
@@ -392,6 +464,24 @@ def test_two_trees_compete_in_turns() -> None:
     assert run.returncode == 0, run.stderr
     line = next(line for line in run.stdout.splitlines() if line.startswith("| 4 videos"))
     assert re.search(r"\| \d+\.\d\d +\| \d+\.\d\d - \d+\.\d\d", line), line
+
+
+def test_a_worker_times_nothing_wrong(monkeypatch) -> None:
+    job = Job(
+        "toy",
+        "smoke",
+        "squares",
+        "x ** 2",
+        "forward+backward",
+        "cpu",
+        "float32",
+        torch.get_num_threads(),
+    )
+    for wrong in (0.0, 1.0):
+        monkeypatch.setattr("benchmarks.harness.job.works_of", lambda *_, w=wrong: [squares(w)])
+        refused = pytest.raises(SystemExit, match="wrong") if wrong else contextlib.nullcontext()
+        with refused:
+            worker.check(prepare(job), job)
 
 
 @pytest.mark.slow

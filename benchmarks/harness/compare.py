@@ -49,7 +49,7 @@ def _line(
             turns = {"theirs": theirs.seconds_of_one_pass, "ours": ours.seconds_of_one_pass}
             in_turns(turns, 1)  # warms up
             seconds = in_turns(turns, rounds)
-    except RuntimeError as error:  # the other tree may know less than this one's suites ask of it
+    except (RuntimeError, OSError) as error:  # the other tree may know less than is asked of it
         return [*what, str(error).splitlines()[-1], ""]
     ratio, low, high = ratio_of_rounds(seconds["ours"], seconds["theirs"])
     return [*what, f"{ratio:.2f}", f"{low:.2f} - {high:.2f}"]

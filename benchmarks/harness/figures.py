@@ -86,7 +86,7 @@ def scaling(record: Record, sweep: str) -> Any:
 
 
 def roofline(records: list[Record]) -> Any:
-    """Least work over time taken, against arithmetic intensity, under the roof of the machine."""
+    """Least work over time taken, against arithmetic intensity, as a share of the roof there."""
     from matplotlib import pyplot as plt
 
     rows = [
@@ -100,19 +100,14 @@ def roofline(records: list[Record]) -> Any:
         return None
     figure, (axes, multiples) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     above_the_floor(multiples, records)
-    compute = max(record["ceilings"]["flops_per_s"] for record in records)
-    stream = max(record["ceilings"]["bytes_per_s"] for record in records)
-    intensity = [row["flops"] / row["bytes"] for _, row in rows]
-    low, high = min(*intensity, compute / stream) / 2, max(*intensity, compute / stream) * 2
-    roof = [low, compute / stream, high]
-    axes.plot(roof, [min(compute, x * stream) / 1e9 for x in roof], color="black", label="roof")
+    axes.axhline(1.0, color=COLOURS["floor"], label="roof, of the same run")
     suites = list(dict.fromkeys(record["suite"] for record in records))
     shown: set[tuple[str, str]] = set()
     for record, row in rows:
         kind = (record["suite"], row["role"])
         axes.plot(
             row["flops"] / row["bytes"],
-            row["flops"] / row["median_s"] / 1e9,
+            row["flops"] / row["median_s"] / roof(record, row),
             color=COLOURS[row["role"]],
             marker=MARKERS[suites.index(record["suite"])],
             linestyle="",
@@ -124,13 +119,19 @@ def roofline(records: list[Record]) -> Any:
         xscale="log",
         yscale="log",
         xlabel="least arithmetic over least traffic, FLOP per byte",
-        ylabel="least arithmetic over time taken, GFLOP/s",
+        ylabel="least arithmetic over time taken, as a share of the roof",
         title="against the best products and copies of this machine",
     )
     axes.legend(fontsize=7)
     axes.grid(alpha=0.3)
     figure.suptitle(_where(records[0]), fontsize=9)
     return figure
+
+
+def roof(record: Record, row: Record) -> float:
+    """FLOP/s that the machine can do at best, in the run of the row, at the row's intensity."""
+    compute, stream = (record["ceilings"][name] for name in ("flops_per_s", "bytes_per_s"))
+    return min(compute, row["flops"] / row["bytes"] * stream)
 
 
 def above_the_floor(axes: Any, records: list[Record]) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import works_of
 from benchmarks.harness.passes import one_pass
-from benchmarks.harness.work import Mode, Prepared, Size, placed
+from benchmarks.harness.work import Contender, Inputs, Mode, Prepared, Size, Work, placed
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,21 @@ class Job:
     threads: int
 
 
-def prepare(job: Job) -> tuple[Callable[[], Any], Prepared]:
-    """One pass of it, and what the pass holds."""
+@dataclass(frozen=True)
+class Ready:
+    """One pass, and what it was made of."""
+
+    run: Callable[[], Any]
+    prepared: Prepared
+    work: Work
+    contender: Contender
+    inputs: Inputs
+
+
+def prepare(job: Job) -> Ready:
     torch.set_num_threads(job.threads)
     work = next(w for w in works_of(job.suite, job.size) if w.name == job.work)
     contender = work.of(job.contender)
     inputs = placed(work.inputs(), job.device, getattr(torch, job.dtype))
     prepared = contender.prepare(inputs)
-    return one_pass(contender, prepared, job.mode), prepared
+    return Ready(one_pass(contender, prepared, job.mode), prepared, work, contender, inputs)

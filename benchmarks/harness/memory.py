@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import io
 import multiprocessing
 import warnings
@@ -34,17 +35,25 @@ def peak_bytes(job: Job) -> float | None:
         return pool.submit(_measured, job).result()
 
 
+def give_back(device: str) -> None:
+    """What nobody holds any more, so that a child finds it free."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
 def _measured(job: Job) -> float:
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # of peers
     if job.device == "cpu":
         # Freed memory goes back at once, or what an earlier call freed would hide a later peak.
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _SMALL)
     with contextlib.redirect_stdout(io.StringIO()):
-        run, prepared = prepare(job)
-        run()  # loads what stays for good: threads, libraries, an optimiser's moments
+        ready = prepare(job)
+        ready.run()  # loads what stays for good: threads, libraries, an optimiser's moments
     before = _held(job.device)
-    run()
-    gradients = sum(t.nbytes for t in prepared.leaves) if job.mode == "forward+backward" else 0
+    ready.run()
+    differentiated = job.mode == "forward+backward"
+    gradients = sum(t.nbytes for t in ready.prepared.leaves) if differentiated else 0
     return max(_highest(job.device) - before - gradients, 0.0)
 
 

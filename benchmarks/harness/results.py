@@ -109,9 +109,9 @@ def resumed(path: Path, fresh: Record) -> Record:
     """What is on file, if the same code on the same machine measured it; else the fresh record."""
     if not path.exists():
         return fresh
-    found = load(path)
+    found = json.loads(path.read_text())  # of another format perhaps, which no schema here knows
     same = ("format", "suite", "size", "version", "source", "machine")
-    return found if all(found[key] == fresh[key] for key in same) else fresh
+    return load(path) if all(found.get(key) == fresh[key] for key in same) else fresh
 
 
 def rows_of(record: Record, work: str, mode: str, dtype: str) -> list[Record]:

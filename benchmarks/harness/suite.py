@@ -24,7 +24,7 @@ from benchmarks.harness.machine import (
     source_digest,
     today,
 )
-from benchmarks.harness.memory import peak_bytes
+from benchmarks.harness.memory import give_back, peak_bytes
 from benchmarks.harness.passes import one_pass, upstream_of
 from benchmarks.harness.results import (
     Record,
@@ -36,7 +36,7 @@ from benchmarks.harness.results import (
     rows_of,
     save,
 )
-from benchmarks.harness.work import Contender, Mode, Size, Work, placed
+from benchmarks.harness.work import CannotTakePartError, Contender, Inputs, Mode, Size, Work, placed
 
 BUDGET_S: dict[Size, float] = {"smoke": 0.0, "quick": 1.0, "full": 15.0}  # of one mode's rounds
 
@@ -75,7 +75,7 @@ def run_suite(
                 continue
             report(f"{suite}: {work.name}, {mode}")
             memory = work.memory and (settings.size != "smoke" or number == 0)
-            rows = measure(suite, work, mode, settings, memory=memory)
+            rows = measure(suite, work, mode, settings, memory=memory, report=report)
             record["rows"] += [row.record() for row in rows]
             save(path, record)
         known = [claim["work"] for claim in record["claims"] if claim["dtype"] == settings.dtype]
@@ -86,38 +86,33 @@ def run_suite(
 
 
 def measure(
-    suite: str, work: Work, mode: Mode, settings: Settings, *, memory: bool = True
+    suite: str,
+    work: Work,
+    mode: Mode,
+    settings: Settings,
+    *,
+    memory: bool = True,
+    report: Callable[[str], None] = print,
 ) -> list[Row]:
-    """One row for each contender; what is wrong, missing or too large has a reason, and no time."""
+    """One row for each contender; what is wrong, missing, failed or too large has a reason."""
     inputs = placed(work.inputs(), settings.device, settings.torch_dtype)
     rows: dict[str, Row] = {}
     runs: dict[str, Callable[[], Any]] = {}
     answers: dict[Any, Answer] = {}
+    torch.compiler.reset()  # what was compiled for other shapes would make these dynamic
     for contender in work.contenders:
         if contender.modes is not None and mode not in contender.modes:
             continue
         row = rows[contender.name] = _row(work, contender, mode, settings)
-        row.reason = obstacle(work, contender, settings)
-        if row.reason:
-            row.status = "skipped"
-            continue
-        with quietly():
-            prepared = contender.prepare(inputs)
-            upstream = None
-            if contender.role != "floor":
-                definition = contender.reference or work.reference
-                if definition not in answers:
-                    answers[definition] = reference_answer(definition, inputs, mode)
-                expected = answers[definition]
-                upstream = upstream_of(expected.value).to(settings.device)
-                verdict = judge(work, contender, prepared, expected, mode, settings.torch_dtype)
-                row.value_error, row.gradient_error = verdict.value_error, verdict.gradient_error
-                row.first_call_s = verdict.seconds
-                if not verdict.passed:
-                    row.status = "wrong"
-                    row.reason = "further from the float64 reference than its tolerance"
-                    continue
-            runs[contender.name] = one_pass(contender, prepared, mode, upstream)
+        try:
+            with quietly():
+                runs[contender.name] = _judged(row, work, contender, inputs, answers, settings)
+        except CannotTakePartError as obstacle_met:
+            row.status, row.reason = "skipped", str(obstacle_met)
+        except _RedGateError as verdict:
+            row.status, row.reason = "wrong", str(verdict)
+        except Exception as error:  # what a rival cannot do must not end everybody's run
+            row.status, row.reason = "failed", _said(error)
     with quietly():
         clock, budget = clock_for(settings.device), BUDGET_S[settings.size]
         times = time_in_turns(runs, clock, budget, work.fewest_rounds)
@@ -125,11 +120,51 @@ def measure(
         rows[name].times_s = of_name
     if memory and mode == work.heaviest:
         runs.clear()  # what contenders hold is not free for the children
+        answers.clear()
+        give_back(settings.device)
         for name in list(rows)[: 1 if settings.size == "smoke" else None]:
             row, contender = rows[name], work.of(name)
             if row.status == "timed" and row.role != "floor" and not contender.compiles:
-                row.peak_bytes = peak_bytes(job_of(suite, work, contender, mode, settings))
+                try:
+                    row.peak_bytes = peak_bytes(job_of(suite, work, contender, mode, settings))
+                except Exception as error:  # its times are measured all the same
+                    report(f"{suite}: {work.name}: peak of {name} not measured: {_said(error)}")
     return list(rows.values())
+
+
+class _RedGateError(Exception):
+    """The gate is red."""
+
+
+def _judged(
+    row: Row,
+    work: Work,
+    contender: Contender,
+    inputs: Inputs,
+    answers: dict[Any, Answer],
+    settings: Settings,
+) -> Callable[[], Any]:
+    """One pass of a contender that passed the gate; its errors go into the row."""
+    if reason := obstacle(work, contender, settings):
+        raise CannotTakePartError(reason)
+    prepared = contender.prepare(inputs)
+    if contender.role == "floor":
+        return one_pass(contender, prepared, row.mode)
+    definition = contender.reference or work.reference
+    if definition not in answers:
+        answers[definition] = reference_answer(definition, inputs, row.mode)
+    expected = answers[definition]
+    verdict = judge(work, contender, prepared, expected, row.mode, settings.torch_dtype)
+    row.value_error, row.gradient_error = verdict.value_error, verdict.gradient_error
+    row.first_call_s = verdict.seconds
+    if not verdict.passed:
+        raise _RedGateError("further from the float64 reference than its tolerance")
+    upstream = upstream_of(expected.value).to(settings.device, verdict.dtype)
+    return one_pass(contender, prepared, row.mode, upstream)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 
 def _row(work: Work, contender: Contender, mode: Mode, settings: Settings) -> Row:

@@ -35,6 +35,10 @@ class Prepared:
     step: Callable[[], None] | None = None
 
 
+class CannotTakePartError(Exception):
+    """Raised while a contender is prepared: what keeps it from this work, as a reason to show."""
+
+
 @dataclass(frozen=True)
 class Contender:
     """One way to do the work.
@@ -43,7 +47,8 @@ class Contender:
         name: as the tables show it.
         role: ours; naive, which ratios divide by; a peer; or a floor, which computes less than the
             work and passes no gate.
-        prepare: from inputs to what is timed; set-up, conversion and copies belong here.
+        prepare: from inputs to what is timed; set-up, conversion and copies belong here. It may
+            raise :class:`CannotTakePartError`.
         modes: those it can do; None means all of the work's.
         needs: the distribution that it comes from, to be named with its version.
         device: the only kind of device that it runs on; None means any.
@@ -155,7 +160,6 @@ def compiled(name: str, compute: Callable[..., Tensor], **settings: Any) -> Cont
     """The same under ``torch.compile``, as a peer."""
 
     def prepare(inputs: Inputs) -> Prepared:
-        torch.compiler.reset()  # what was compiled for other shapes would make these dynamic
         return prepared(torch.compile(compute), inputs)
 
     return Contender(name, "peer", prepare, needs="torch", compiles=True, **settings)

@@ -1,7 +1,7 @@
 """A contender in a process of its own that waits for its turns, so that two trees can compete.
 
-``python -m benchmarks.harness.worker JOB`` prepares what JOB names and says so. Then it answers
-each line on stdin by the seconds of one pass.
+``python -m benchmarks.harness.worker JOB`` prepares what JOB names, lets the gate judge it, and
+says that it is ready. Then it answers each line on stdin by the seconds of one pass.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from benchmarks.harness.clock import clock_for
-from benchmarks.harness.job import Job, prepare
+from benchmarks.harness.gate import judge, reference_answer
+from benchmarks.harness.job import Job, Ready, prepare
 
 _MARK = "worker: "  # libraries print what they like in between
 
@@ -55,13 +58,25 @@ class Worker:
         raise RuntimeError("".join(said).strip() or f"it stopped: {self._process.wait()}")
 
 
+def check(ready: Ready, job: Job) -> None:
+    """What is wrong is not timed here either."""
+    expected = reference_answer(
+        ready.contender.reference or ready.work.reference, ready.inputs, job.mode
+    )
+    dtype = getattr(torch, job.dtype)
+    verdict = judge(ready.work, ready.contender, ready.prepared, expected, job.mode, dtype)
+    if not verdict.passed:
+        sys.exit("wrong: further from the float64 reference than its tolerance")
+
+
 def main(job: Job) -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # of peers
-    run, _prepared = prepare(job)
+    ready = prepare(job)
+    check(ready, job)
     clock = clock_for(job.device)
     print(f"{_MARK}ready", flush=True)
     for _turn in sys.stdin:
-        print(f"{_MARK}{clock(run)}", flush=True)
+        print(f"{_MARK}{clock(ready.run)}", flush=True)
 
 
 if __name__ == "__main__":
