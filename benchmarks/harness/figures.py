@@ -119,12 +119,12 @@ def roofline(records: list[Record]) -> Any:
         xscale="log",
         yscale="log",
         xlabel="least arithmetic over least traffic, FLOP per byte",
-        ylabel="least arithmetic over time taken, as a share of the roof",
-        title="against the best products and copies of this machine",
+        ylabel="arithmetic of the work over time taken, as a share of the roof",
+        title="against the best products and copies of the same run",
     )
     axes.legend(fontsize=7)
     axes.grid(alpha=0.3)
-    figure.suptitle(_where(records[0]), fontsize=9)
+    figure.suptitle("; ".join(dict.fromkeys(map(_where, records))), fontsize=9)
     return figure
 
 
