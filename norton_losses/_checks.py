@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -85,13 +86,22 @@ def check_device(name: str, tensor: Tensor, like: Tensor) -> None:
 
 
 def check_positive(name: str, value: float) -> None:
+    _check_number(name, value)
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a finite number above 0, got {value}")
 
 
 def check_not_negative(name: str, value: float) -> None:
+    _check_number(name, value)
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a finite number, 0 or above, got {value}")
+
+
+def _check_number(name: str, value: object) -> None:
+    # A tensor would pass for a number, and a parameter would silently never be trained.
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a plain number, got {value!r}; if it is a tensor, call "
+                        ".item()")  # fmt: skip
 
 
 def check_count(name: str, value: int | None, *, least: int = 1, optional: bool = False) -> None:

@@ -36,10 +36,10 @@ class _Unit(torch.autograd.Function):
         units = vectors.clone() if mask is None else vectors.masked_fill(~mask[..., None], 0)
         # Divided by their largest entry first: squares of entries near the dtype's limits would
         # otherwise leave its range.
-        largest = _norm(units, torch.inf)
+        largest = torch.maximum(units.amax(-1, keepdim=True), -units.amin(-1, keepdim=True))
         zero = largest <= torch.finfo(units.dtype).tiny
         units.masked_fill_(zero, 0).div_(largest.masked_fill_(zero, 1))
-        norms = _norm(units).masked_fill_(zero, 1)
+        norms = _length(units).masked_fill_(zero, 1)
         return units.div_(norms), norms.mul_(largest).masked_fill_(zero, torch.inf)
 
     @staticmethod
@@ -60,8 +60,8 @@ class _Unit(torch.autograd.Function):
         return across if of_vectors is None else of_vectors + across, None
 
 
-def _norm(vectors: Tensor, order: float = 2.0) -> Tensor:
-    return torch.linalg.vector_norm(vectors, order, dim=-1, keepdim=True)  # pyright: ignore
+def _length(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)  # pyright: ignore
 
 
 def working_dtype(*tensors: Tensor | None) -> torch.dtype:

@@ -73,6 +73,8 @@ class NortonLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_not_negative("weight", weight)
+        _check_loss("video_paragraph", video_paragraph, NortonVideoParagraphLoss)
+        _check_loss("clip_caption", clip_caption, ClipCaptionOTLoss)
         self.video_paragraph = (
             NortonVideoParagraphLoss() if video_paragraph is None else video_paragraph
         )
@@ -292,3 +294,11 @@ class NortonLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"weight={self.weight}"
+
+
+def _check_loss(name: str, given: object, kind: type) -> None:
+    if given is not None and not isinstance(given, kind):
+        raise TypeError(
+            f"{name} must be a {kind.__name__}, or None for the default, got "
+            f"{type(given).__name__}; a similarity or a measure goes into NortonVideoParagraphLoss"
+        )

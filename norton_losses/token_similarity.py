@@ -112,10 +112,11 @@ class SoftMaximumSimilarity(AbstractTokenSimilarity):
         implementation: ``"reference"`` is :func:`soft_maximum`, which holds the products of all
             frames with all words; ``"chunked"`` (torch, any device; on a GPU it waits for the
             lengths) and ``"triton"`` (CUDA, float32, at most 64 frames and words) never do. They
-            have a first derivative only, and no ``torch.func`` transforms. ``"auto"`` is Triton on
+            have a first derivative only, and no ``torch.func.grad``. ``"auto"`` is Triton on
             CUDA where it applies, else chunked; what is named never falls back.
         save_scores: keep the products of valid tokens for the backward pass, which then has one
             matrix product less. ``"auto"`` keeps them where they fit in 256 MiB; Triton never does.
+            True takes room for padded ones as well, which the CPU fills only as far as needed.
         operand_dtype: ``torch.bfloat16`` or ``torch.float16``: tokens are rounded to it for matrix
             products, whose sums stay float32 on CUDA and are rounded on the CPU. Reductions are
             never in half precision.

@@ -258,12 +258,13 @@ def test_backward_inside_autocast_rounds_nothing() -> None:
 
 # The compiler itself makes an instance of any autograd function that it meets.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("dynamic", [None, True])
 @pytest.mark.parametrize("alpha", [0, 0.1])
-def test_compiles_whole(alpha: float) -> None:
+def test_compiles_whole(alpha: float, dynamic: bool | None) -> None:
     module = similarity(alpha)
     batch = make_batch(ragged=True, dtype=torch.float32)
     torch._dynamo.reset()
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(module, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     ours = value_and_gradients(compiled, batch, torch.float32)
     for actual, expected in zip(
         ours, value_and_gradients(module, batch, torch.float32), strict=True
@@ -355,6 +356,12 @@ class TestChoices:
         monkeypatch.delattr("norton_losses.kernels.soft_maximum_triton", raising=False)
         with pytest.raises(ImportError, match=r"norton-losses\[triton\]"):
             similarity(0.1, implementation="triton")
+
+
+@pytest.mark.parametrize("wrong", [torch.nn.Parameter(torch.tensor(0.1)), "0.1", True])
+def test_alpha_is_a_plain_number(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="alpha must be a plain number"):
+        SoftMaximumSimilarity(wrong)
 
 
 def test_definition_is_what_reference_means() -> None:

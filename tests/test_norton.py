@@ -304,3 +304,10 @@ def test_trains_a_linear_tower_to_align() -> None:
     assert losses[-1] < 0.3 * losses[0]
     ranking = loss.score(tower(clips), captions).argmax(1)
     assert torch.equal(ranking, torch.arange(8))
+
+
+def test_a_similarity_is_no_loss() -> None:
+    with pytest.raises(TypeError, match="video_paragraph must be a NortonVideoParagraphLoss"):
+        NortonLoss(SoftMaximumSimilarity())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="clip_caption must be a ClipCaptionOTLoss"):
+        NortonLoss(clip_caption=NortonVideoParagraphLoss())  # type: ignore[arg-type]

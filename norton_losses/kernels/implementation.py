@@ -107,8 +107,8 @@ class Implementation:
         if device.type == "cpu" and alpha < LEAST_ROUNDED_ALPHA:
             raise ValueError(
                 f"operand_dtype={self.operand_dtype} needs an alpha of at least "
-                f"{LEAST_ROUNDED_ALPHA} on the CPU, which rounds its products, got {alpha}; leave "
-                "operand_dtype out"
+                f"{LEAST_ROUNDED_ALPHA} on the CPU, which rounds its products, got "
+                f"{alpha or 'the hard maximum'}; leave operand_dtype out"
             )
 
     def extra_repr(self) -> str:
