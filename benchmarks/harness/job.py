@@ -39,6 +39,7 @@ class Ready:
 
 
 def prepare(job: Job) -> Ready:
+    """What a job names, from the suites of the tree that this process runs in."""
     torch.set_num_threads(job.threads)
     work = next(w for w in works_of(job.suite, job.size) if w.name == job.work)
     contender = work.of(job.contender)
