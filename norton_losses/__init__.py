@@ -16,7 +16,16 @@ from norton_losses.contrastive import Temperature
 from norton_losses.fusion import AbstractTokenSimilarity
 from norton_losses.norton import NortonLoss, NortonOutput
 from norton_losses.prompt_bucket import PromptBucket
-from norton_losses.sequence_measures import CaptionAverage, TransportMeasure, TransportOutput
+from norton_losses.sequence_measures import (
+    AbstractAlignment,
+    AlignmentOutput,
+    BackgroundFiltered,
+    CaptionAverage,
+    DynamicTimeWarping,
+    OrderedAlignment,
+    TransportMeasure,
+    TransportOutput,
+)
 from norton_losses.sinkhorn import (
     AbstractSinkhorn,
     AutoSinkhorn,
@@ -40,12 +49,16 @@ from norton_losses.video_paragraph import NortonVideoParagraphLoss, VideoParagra
 __version__ = "0.1.0"
 
 __all__ = [
+    "AbstractAlignment",
     "AbstractSinkhorn",
     "AbstractTokenSimilarity",
+    "AlignmentOutput",
     "AutoSinkhorn",
+    "BackgroundFiltered",
     "CaptionAverage",
     "ClipCaptionOTLoss",
     "ClipCaptionOutput",
+    "DynamicTimeWarping",
     "GeomLossSinkhorn",
     "KeOpsSinkhorn",
     "MaxSimilarity",
@@ -53,6 +66,7 @@ __all__ = [
     "NortonLoss",
     "NortonOutput",
     "NortonVideoParagraphLoss",
+    "OrderedAlignment",
     "POTSinkhorn",
     "PointCloudProblem",
     "PromptBucket",

@@ -97,6 +97,13 @@ def check_paired(video: Sequences, text: Sequences) -> None:
         )
 
 
+def by_pair(clip_mask: Tensor, caption_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks of all videos with all paragraphs: (Bv, 1 or Bt, N) and (1 or Bv, Bt, M)."""
+    clips = clip_mask[:, None] if clip_mask.dim() == 2 else clip_mask
+    captions = caption_mask[None] if caption_mask.dim() == 2 else caption_mask
+    return clips, captions
+
+
 def _check(
     names: _Names,
     tokens: Tensor,

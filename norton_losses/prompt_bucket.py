@@ -10,8 +10,9 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from norton_losses._checks import check_floating, check_fraction, check_mask
+from norton_losses._checks import check_floating, check_fraction, check_pair_mask
 from norton_losses._numerics import up_cast, working_dtype
+from norton_losses._sequences import by_pair
 from norton_losses._typing import Range
 from norton_losses.sinkhorn.problem import TransportProblem, log_marginal
 
@@ -26,8 +27,8 @@ def bucket_threshold(
 
     Args:
         similarity: (B, B, N, M), floating; row b, column b is video b with its own paragraph.
-        clip_mask: (B, N), bool.
-        caption_mask: (B, M), bool.
+        clip_mask: (B, N) or (B, B, N), bool.
+        caption_mask: (B, M) or (B, B, M), bool.
         ratio: r in [0, 1].
 
     Returns:
@@ -55,9 +56,9 @@ def bucket_threshold(
             "PromptBucket(value=...), or no bucket"
         )
     length = min(similarity.shape[-2:])
-    own = similarity.detach().diagonal(dim1=0, dim2=1)  # (N, M, B)
-    aligned = own.diagonal(dim1=0, dim2=1).flatten()  # (B * min(N, M),)
-    valid = (clip_mask[:, :length] & caption_mask[:, :length]).flatten()
+    own = similarity.detach().diagonal()  # (N, M, B)
+    aligned = own.diagonal().flatten()  # (B * min(N, M),)
+    valid = (_own(clip_mask)[:, :length] & _own(caption_mask)[:, :length]).flatten()
     ranked = aligned.masked_fill(~valid, torch.inf).sort().values
     count = valid.sum()
     # float64, as floats of Python are: 0.3 * 10 must not become 2.9999998.
@@ -83,8 +84,8 @@ def bucket_problem(
     Args:
         similarity: (Bv, Bt, N, M), floating.
         p: the value of the bucket, in units of similarity.
-        clip_mask: (Bv, N), bool.
-        caption_mask: (Bt, M), bool.
+        clip_mask: (Bv, N) or (Bv, Bt, N), bool.
+        caption_mask: (Bt, M) or (Bv, Bt, M), bool.
         epsilon: strength of the entropy, in units of similarity.
         score_range: ``(lo, hi)`` that similarity and p are known to lie in, if anything is.
 
@@ -108,17 +109,18 @@ def bucket_problem(
     """
     _check(similarity, clip_mask, caption_mask)
     bv, bt, n, m = similarity.shape
-    absent = ~(clip_mask[:, None, :, None] & caption_mask[None, :, None, :])
+    clips_there, captions_there = by_pair(clip_mask, caption_mask)
+    absent = ~(clips_there[..., :, None] & captions_there[..., None, :])
     similarity = up_cast(similarity, working_dtype(similarity)).masked_fill(absent, 0)
     scores = similarity.new_ones(bv, bt, n + 1, m + 1) * p
     scores[..., :n, :m] = similarity
 
-    clips = clip_mask.sum(-1)[:, None].expand(bv, bt).to(scores.dtype)
-    captions = caption_mask.sum(-1)[None, :].expand(bv, bt).to(scores.dtype)
+    clips = clips_there.sum(-1).expand(bv, bt).to(scores.dtype)
+    captions = captions_there.sum(-1).expand(bv, bt).to(scores.dtype)
     present = (clips > 0) & (captions > 0)
     total = (clips + captions).clamp(min=1)
-    row_mask = clip_mask[:, None, :] & present[..., None]  # (Bv, Bt, N)
-    column_mask = caption_mask[None, :, :] & present[..., None]  # (Bv, Bt, M)
+    row_mask = clips_there & present[..., None]  # (Bv, Bt, N)
+    column_mask = captions_there & present[..., None]  # (Bv, Bt, M)
     log_clips, log_captions = (clips / total).log(), (captions / total).log()
     bucket_row = log_captions.masked_fill(~present, -torch.inf)
     bucket_column = log_clips.masked_fill(~present, -torch.inf)
@@ -221,5 +223,10 @@ class PromptBucket(nn.Module):
 def _check(similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor) -> None:
     check_floating("similarity", similarity, "(Bv, Bt, N, M)")
     bv, bt, n, m = similarity.shape
-    check_mask("clip_mask", clip_mask, (bv, n), similarity)
-    check_mask("caption_mask", caption_mask, (bt, m), similarity)
+    check_pair_mask("clip_mask", clip_mask, 0, (bv, bt, n), similarity)
+    check_pair_mask("caption_mask", caption_mask, 1, (bv, bt, m), similarity)
+
+
+def _own(mask: Tensor) -> Tensor:
+    """Of each sequence with its own (B, L)."""
+    return mask if mask.dim() == 2 else mask.diagonal().T

@@ -22,7 +22,8 @@ from norton_losses.contrastive import (
     symmetric_cross_entropy,
 )
 from norton_losses.fusion import AbstractTokenSimilarity
-from norton_losses.sequence_measures import TransportMeasure, read_similarity
+from norton_losses.sequence_measures import TransportMeasure, judging_alone
+from norton_losses.sequence_measures.blocks import read_similarity
 from norton_losses.sinkhorn import TransportPlan
 from norton_losses.token_similarity import SoftMaximumSimilarity
 
@@ -337,14 +338,7 @@ class NortonVideoParagraphLoss(nn.Module):
                 'rescale="minmax" takes its range from the batch, so scores would depend on the '
                 "other candidates; pass similarity_range=(lo, hi)"
             )
-        measure = self.measure
-        if isinstance(measure, TransportMeasure):
-            measure = measure.with_bucket(bucket_value)
-        elif bucket_value is not None:
-            raise ValueError(
-                "bucket_value is for a TransportMeasure, and this loss has a "
-                f"{type(measure).__name__}; leave it out"
-            )
+        measure = judging_alone(self.measure, bucket_value)
         video, text = read_sequences(
             video_tokens,
             text_tokens,

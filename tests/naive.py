@@ -76,3 +76,58 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
 
 def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def smallest(values: list[float], smoothing: float) -> float:
+    if smoothing == 0:
+        return min(values)
+    return -smoothing * log_sum_exp(-np.array(values) / smoothing)
+
+
+def dynamic_time_warping(costs: np.ndarray, smoothing: float) -> float:
+    n, m = costs.shape
+    distances = np.empty((n, m))
+    for a in range(n):
+        for b in range(m):
+            before = []
+            if a > 0 and b > 0:
+                before.append(distances[a - 1, b - 1])
+            if a > 0:
+                before.append(distances[a - 1, b])
+            if b > 0:
+                before.append(distances[a, b - 1])
+            distances[a, b] = costs[a, b] + (smallest(before, smoothing) if before else 0)
+    return float(distances[-1, -1])
+
+
+def ordered_alignment(costs: np.ndarray, smoothing: float) -> float:
+    """One direction, the columns of zeros written out."""
+    n, m = costs.shape
+    padded = np.zeros((n, m + 2))
+    padded[:, 1:-1] = costs
+    distances = np.zeros((n, m + 2))
+    for b in range(1, m + 2):
+        distances[0, b] = padded[0, b] + distances[0, b - 1]
+    for a in range(1, n):
+        for b in range(1, m + 2):
+            before = [distances[a - 1, b - 1], distances[a, b - 1]]
+            if b in (1, m + 1):
+                before.append(distances[a - 1, b])
+            distances[a, b] = padded[a, b] + smallest(before, smoothing)
+    return float(distances[-1, -1])
+
+
+def warping_paths(n: int, m: int) -> list[list[tuple[int, int]]]:
+    """Every way from the first cell to the last by steps of one, on or across."""
+    if n == 1 and m == 1:
+        return [[(0, 0)]]
+    before = [(n - 1, m - 1), (n - 1, m), (n, m - 1)]
+    return [[*path, (n - 1, m - 1)] for a, b in before if a and b for path in warping_paths(a, b)]
+
+
+def background_mask(similarity: np.ndarray, clips_per_caption: float) -> np.ndarray:
+    n, m = similarity.shape
+    kept = sorted(range(n), key=lambda i: -similarity[i].max())[
+        : max(int(clips_per_caption * m), 1)
+    ]
+    return np.isin(np.arange(n), kept)

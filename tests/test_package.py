@@ -18,12 +18,16 @@ PACKAGE = ROOT / "norton_losses"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 PUBLIC = {
+    "AbstractAlignment",
     "AbstractSinkhorn",
     "AbstractTokenSimilarity",
+    "AlignmentOutput",
     "AutoSinkhorn",
+    "BackgroundFiltered",
     "CaptionAverage",
     "ClipCaptionOTLoss",
     "ClipCaptionOutput",
+    "DynamicTimeWarping",
     "GeomLossSinkhorn",
     "KeOpsSinkhorn",
     "MaxSimilarity",
@@ -31,6 +35,7 @@ PUBLIC = {
     "NortonLoss",
     "NortonOutput",
     "NortonVideoParagraphLoss",
+    "OrderedAlignment",
     "POTSinkhorn",
     "PointCloudProblem",
     "PromptBucket",

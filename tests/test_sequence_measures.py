@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from norton_losses import CaptionAverage, PromptBucket, TorchSinkhorn, TransportMeasure
+from norton_losses import (
+    AbstractAlignment,
+    CaptionAverage,
+    DynamicTimeWarping,
+    OrderedAlignment,
+    PromptBucket,
+    TorchSinkhorn,
+    TransportMeasure,
+)
 from norton_losses.functional import entropic_score, transport_score
 from tests import naive
 
@@ -17,6 +25,10 @@ MEASURES = [
     TransportMeasure(bucket=PromptBucket(value=0.4), conserve_mass=False),
     TransportMeasure(bucket=PromptBucket(value=0.4), score="entropic"),
     CaptionAverage(),
+    DynamicTimeWarping(),
+    DynamicTimeWarping(smoothing=0.1),
+    OrderedAlignment(),
+    OrderedAlignment(smoothing=0.1),
 ]
 every_measure = pytest.mark.parametrize("measure", MEASURES, ids=lambda m: repr(m).split()[0])
 
@@ -93,7 +105,11 @@ def test_a_pair_does_not_depend_on_the_others(measure: torch.nn.Module) -> None:
 
 @every_measure
 def test_a_constant_similarity_scores_itself_per_match(measure: torch.nn.Module) -> None:
-    if getattr(measure, "conserve_mass", True) and getattr(measure, "score", "") != "entropic":
+    if isinstance(measure, AbstractAlignment):
+        costs = 0.3 * torch.tensor([4 if isinstance(measure, DynamicTimeWarping) else 7]) / 7
+        if measure.smoothing == 0:  # the longer side's matches; or those of both directions
+            torch.testing.assert_close(measure(torch.full((2, 2, 3, 4), 0.7)), -costs.expand(2, 2))
+    elif getattr(measure, "conserve_mass", True) and getattr(measure, "score", "") != "entropic":
         score = measure(torch.full((2, 2, 3, 4), 0.7))
         torch.testing.assert_close(score, torch.full((2, 2), 0.7))
     else:  # mass in the bucket counts 0, or the bucket's own value

@@ -343,7 +343,7 @@ class TestScore:
 
     def test_bucket_value_needs_a_transport(self) -> None:
         loss = NortonVideoParagraphLoss(measure=CaptionAverage())
-        with pytest.raises(ValueError, match=r"TransportMeasure, and this loss has a CaptionAv"):
+        with pytest.raises(ValueError, match=r"TransportMeasure, and here is a CaptionAv"):
             loss.score(*make_batch().tokens, bucket_value=0.1)
 
 

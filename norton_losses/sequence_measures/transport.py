@@ -1,8 +1,4 @@
-"""How well a video matches a paragraph, from the similarities of their clips and captions.
-
-``similarity (Bv, Bt, N, M), masks -> (Bv, Bt)``, a mean per match, so that one measure can take
-another's place without a new temperature.
-"""
+"""Optimal transport between clips and captions as a measure: Eq. (2), (4) and (6)."""
 
 from __future__ import annotations
 
@@ -13,10 +9,12 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from norton_losses._checks import check_choice, check_floating, check_mask, check_positive
-from norton_losses._numerics import full_precision, masked_amax, masked_mean, up_cast, working_dtype
+from norton_losses._checks import check_choice, check_positive
+from norton_losses._numerics import full_precision
+from norton_losses._sequences import by_pair
 from norton_losses._typing import Range, TransportScore
 from norton_losses.prompt_bucket import PromptBucket
+from norton_losses.sequence_measures.blocks import read_similarity
 from norton_losses.sinkhorn import AbstractSinkhorn, TransportPlan, TransportProblem, resolve
 
 
@@ -107,34 +105,6 @@ def entropic_score(plan: TransportPlan) -> Tensor:
     return plan.score - problem.epsilon * relative.sum((-2, -1))
 
 
-def caption_average(similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor) -> Tensor:
-    r"""Mean over a paragraph's captions of the best clip for each.
-
-    .. math:: A = \frac1m \sum_j \max_i S_{ij}
-
-    Args:
-        similarity: (Bv, Bt, N, M), floating.
-        clip_mask: (Bv, N), bool.
-        caption_mask: (Bt, M), bool.
-
-    Returns:
-        (Bv, Bt); 0 where the video or the paragraph is absent.
-
-    Source: the paragraph-to-video measure of Xu et al., VideoCLIP, EMNLP 2021, as evaluated in
-    Lin et al., ICLR 2024.
-
-    Example:
-        >>> import torch
-        >>> from norton_losses.functional import caption_average
-        >>> similarity = torch.tensor([[0.9, 0.1], [0.2, 0.5]])[None, None]
-        >>> valid = torch.ones(1, 2, dtype=torch.bool)
-        >>> caption_average(similarity, valid, valid)
-        tensor([[0.7000]])
-    """
-    best = masked_amax(similarity, clip_mask[:, None, :, None], dim=2)  # (Bv, Bt, M)
-    return masked_mean(best, caption_mask[None], dim=-1)
-
-
 @final
 class TransportMeasure(nn.Module):
     """Optimal transport between the clips of a video and the captions of a paragraph.
@@ -213,10 +183,13 @@ class TransportMeasure(nn.Module):
             p = None
             if self.bucket is None:
                 bv, bt, n, m = similarity.shape
-                rows = clip_mask[:, None].expand(bv, bt, n)
-                columns = caption_mask[None].expand(bv, bt, m)
+                clips, captions = by_pair(clip_mask, caption_mask)
                 problem = TransportProblem.uniform(
-                    similarity, rows, columns, self.epsilon, score_range=similarity_range
+                    similarity,
+                    clips.expand(bv, bt, n),
+                    captions.expand(bv, bt, m),
+                    self.epsilon,
+                    score_range=similarity_range,
                 )
             else:
                 p = self.bucket.threshold(similarity, clip_mask, caption_mask)
@@ -247,8 +220,9 @@ class TransportMeasure(nn.Module):
 
         Args:
             similarity: (Bv, Bt, N, M), floating; Bv = Bt if the bucket has a ratio.
-            clip_mask: (Bv, N), bool, True where valid; None means all.
-            caption_mask: (Bt, M), bool, True where valid; None means all.
+            clip_mask: (Bv, N), bool, True where valid; None means all. (Bv, Bt, N) if it differs
+                from paragraph to paragraph.
+            caption_mask: (Bt, M), bool, True where valid; None means all. Or (Bv, Bt, M).
             similarity_range: ``(lo, hi)`` that the similarity is known to lie in: a solver may then
                 choose a faster way without looking. The losses hand on what their similarity says.
         """
@@ -275,52 +249,3 @@ class TransportMeasure(nn.Module):
             f"epsilon={self.epsilon}, sinkhorn={self.sinkhorn}, "
             f"conserve_mass={self.conserve_mass}, score={self.score!r}"
         )
-
-
-@final
-class CaptionAverage(nn.Module):
-    """Mean over captions of their best clip: see :func:`caption_average`.
-
-    Example:
-        >>> import torch
-        >>> from norton_losses import CaptionAverage
-        >>> CaptionAverage()(torch.eye(4).expand(2, 2, 4, 4))
-        tensor([[1., 1.],
-                [1., 1.]])
-    """
-
-    def forward(
-        self,
-        similarity: Tensor,
-        clip_mask: Tensor | None = None,
-        caption_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Score (Bv, Bt) of every video with every paragraph; 0 where either is absent.
-
-        Args:
-            similarity: (Bv, Bt, N, M), floating.
-            clip_mask: (Bv, N), bool, True where valid; None means all.
-            caption_mask: (Bt, M), bool, True where valid; None means all.
-        """
-        return caption_average(*read_similarity(similarity, clip_mask, caption_mask))
-
-
-def read_similarity(
-    similarity: Tensor, clip_mask: Tensor | None, caption_mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Checked, in the working precision, 0 where absent; with both masks, all True if left out."""
-    check_floating("similarity", similarity, "(Bv, Bt, N, M)")
-    bv, bt, n, m = similarity.shape
-    masks: list[Tensor] = []
-    for name, mask, shape in (
-        ("clip_mask", clip_mask, (bv, n)),
-        ("caption_mask", caption_mask, (bt, m)),
-    ):
-        if mask is None:
-            mask = similarity.new_ones(shape, dtype=torch.bool)
-        check_mask(name, mask, shape, similarity)
-        masks.append(mask)
-    clip_mask, caption_mask = masks
-    absent = ~(clip_mask[:, None, :, None] & caption_mask[None, :, None, :])
-    similarity = up_cast(similarity, working_dtype(similarity)).masked_fill(absent, 0)
-    return similarity, clip_mask, caption_mask

@@ -1,0 +1,225 @@
+"""Measures that align clips with captions in their order, by a recursion on costs.
+
+``similarity (Bv, Bt, N, M) -> tiles of pairs -> costs (N, M, P) -> distances (P,) -> (Bv, Bt)``
+
+The pairs of a tile go through the recursion together, and only a tile of it exists at a time: the
+backward pass walks each tile again.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norton_losses._checks import check_not_negative
+from norton_losses._numerics import up_cast, working_dtype
+from norton_losses._sequences import by_pair
+from norton_losses.sequence_measures.blocks import check_similarity
+
+# (costs (N, M, P), clips (P,), captions (P,)) -> distances (P,). What lies beyond a pair's own
+# number of clips and captions is 0 and must have no effect.
+Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+_CELLS_ON_CPU = 1 << 21
+_CELLS = 1 << 24
+
+
+@dataclass(frozen=True, eq=False)
+class AlignmentOutput:
+    """What an alignment measure found: the score, and the path behind it.
+
+    Attributes:
+        score: (Bv, Bt), with the gradient of the similarity.
+        alignment: (Bv, Bt, N, M), detached: how often the path of a pair matches clip and caption,
+            the gradient of its distance by its costs. With ``smoothing=0`` these are whole numbers
+            and ``alignment[v, t].nonzero()`` is the path in its order; else expectations.
+    """
+
+    score: Tensor
+    alignment: Tensor
+
+
+class AbstractAlignment(nn.Module, ABC):
+    r"""What alignment measures share: costs, tiles, masks, the path.
+
+    .. math:: A = -\frac{D(1 - S)}{n + m}
+
+    with n and m the numbers of valid clips and captions. A subclass says what D is, in
+    :meth:`distance`, in operations that autograd knows.
+    """
+
+    def __init__(self, smoothing: float = 0.0) -> None:
+        super().__init__()
+        check_not_negative("smoothing", smoothing)
+        self.smoothing = smoothing
+
+    @abstractmethod
+    def distance(self, costs: Tensor, clips: Tensor, captions: Tensor) -> Tensor:
+        """Distances (P,) of P pairs, from costs (N, M, P), of which a pair has clips x captions."""
+
+    def forward(
+        self,
+        similarity: Tensor,
+        clip_mask: Tensor | None = None,
+        caption_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Score (Bv, Bt) of every video with every paragraph; 0 where either is absent.
+
+        Args:
+            similarity: (Bv, Bt, N, M), floating; clips and captions in their order in time.
+            clip_mask: (Bv, N), bool, True where valid; None means all. (Bv, Bt, N) if it differs
+                from paragraph to paragraph.
+            caption_mask: (Bt, M), bool, True where valid; None means all. Or (Bv, Bt, M).
+        """
+        return aligned_score(similarity, clip_mask, caption_mask, self.distance)
+
+    def explain(
+        self,
+        similarity: Tensor,
+        clip_mask: Tensor | None = None,
+        caption_mask: Tensor | None = None,
+    ) -> AlignmentOutput:
+        """As :meth:`forward`, with the path beside the score."""
+        score = self(similarity, clip_mask, caption_mask)
+        leaf = similarity.detach().to(score.dtype).requires_grad_()
+        clips, captions = by_pair(*check_similarity(similarity, clip_mask, caption_mask))
+        with torch.enable_grad():
+            again = self(leaf, clip_mask, caption_mask)
+        matches = (clips.sum(-1) + captions.sum(-1)).to(score.dtype)
+        (alignment,) = torch.autograd.grad(again, leaf, matches)
+        return AlignmentOutput(score, alignment + 0)  # as there
+
+    def extra_repr(self) -> str:
+        return f"smoothing={self.smoothing}"
+
+
+def aligned_score(
+    similarity: Tensor, clip_mask: Tensor | None, caption_mask: Tensor | None, distance: Distance
+) -> Tensor:
+    """Minus the distance of each pair over its clips and captions, (Bv, Bt); 0 for absent pairs."""
+    clips, captions = by_pair(*check_similarity(similarity, clip_mask, caption_mask))
+    return _ByTiles.apply(similarity, _Tiles(similarity, clips, captions, distance))  # pyright: ignore
+
+
+def smallest(candidates: Sequence[Tensor], smoothing: float) -> Tensor:
+    """The minimum, or its smooth form ``-g log sum exp(-x / g)``; an infinite one takes no part.
+
+    At a tie the gradient follows the candidate named first, so that a path stays a path.
+    """
+    if smoothing > 0:
+        return torch.stack(list(candidates)).div(-smoothing).logsumexp(0).mul(-smoothing)
+    best = candidates[0]
+    for other in candidates[1:]:
+        if torch.is_grad_enabled():
+            best = torch.where(other < best, other, best)
+        else:
+            best = torch.minimum(best, other)
+    return best
+
+
+class _ByTiles(torch.autograd.Function):
+    """Scores tile by tile; so is their gradient, from costs computed again."""
+
+    @staticmethod
+    def forward(ctx: Any, similarity: Tensor, tiles: _Tiles) -> Tensor:
+        ctx.save_for_backward(similarity)
+        ctx.tiles = tiles
+        scores = similarity.new_zeros(similarity.shape[:2], dtype=working_dtype(similarity))
+        for tile in tiles:
+            scores[tile.pairs] = tiles.scores_of(tile.of(similarity)[tile.pairs], tile)
+        return scores
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (similarity,) = ctx.saved_tensors
+        gradient = torch.zeros_like(similarity)
+        twice = torch.is_grad_enabled()  # the gradient is to be differentiated in its turn
+        for tile in ctx.tiles:
+            block = tile.of(similarity)[tile.pairs]
+            if not block.requires_grad:
+                block.requires_grad_()
+            with torch.enable_grad():
+                scores = ctx.tiles.scores_of(block, tile)
+            of_scores = grad_outputs[0][tile.pairs]
+            (part,) = torch.autograd.grad(scores, block, of_scores, create_graph=twice)  # pyright: ignore
+            tile.of(gradient)[tile.pairs] = part
+        return gradient, None
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Some videos with some paragraphs, and how far their clips and captions reach."""
+
+    videos: Tensor  # (bv,), indices
+    paragraphs: Tensor  # (bt,), indices
+    clips: int
+    captions: int
+
+    @property
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        return self.videos[:, None], self.paragraphs
+
+    def of(self, similarity: Tensor) -> Tensor:
+        """(Bv, Bt, clips, captions), a view: nothing valid lies beyond."""
+        return similarity[..., : self.clips, : self.captions]
+
+
+class _Tiles:
+    """A partition of all pairs, and how a part of them is scored.
+
+    Only the CPU can look at masks without waiting: there tiles have sequences of like length, and
+    are only as long as those.
+    """
+
+    def __init__(
+        self, similarity: Tensor, clips: Tensor, captions: Tensor, distance: Distance
+    ) -> None:
+        bv, bt, n, m = similarity.shape
+        self.clips, self.captions = clips.expand(bv, bt, n), captions.expand(bv, bt, m)
+        self.distance = distance
+        self.looks = similarity.device.type == "cpu"
+        self.gaps = not (self.looks and _valid_first(clips) and _valid_first(captions))
+
+    def __iter__(self) -> Iterator[_Tile]:
+        (bv, bt, n), m, device = self.clips.shape, self.captions.shape[-1], self.clips.device
+        side = max(int(((_CELLS_ON_CPU if self.looks else _CELLS) / (n * m)) ** 0.5), 1)
+        clips, captions = self.clips.sum(-1).amax(1), self.captions.sum(-1).amax(0)
+        videos = clips.argsort() if self.looks else torch.arange(bv, device=device)
+        paragraphs = captions.argsort() if self.looks else torch.arange(bt, device=device)
+        for top, left in product(range(0, bv, side), range(0, bt, side)):
+            rows, columns = videos[top : top + side], paragraphs[left : left + side]
+            if not self.gaps:
+                n, m = (max(int(c.max()), 1) for c in (clips[rows], captions[columns]))
+            yield _Tile(rows, columns, n, m)
+
+    def scores_of(self, block: Tensor, tile: _Tile) -> Tensor:
+        """Scores (bv, bt) of the similarities (bv, bt, n, m) of a tile."""
+        clips, captions = self.clips[tile.pairs], self.captions[tile.pairs]
+        block = up_cast(block, working_dtype(block))
+        if self.gaps:
+            block = block.take_along_dim(_order(clips)[..., :, None], 2)
+            block = block.take_along_dim(_order(captions)[..., None, :], 3)
+        n, m = clips.sum(-1).flatten(), captions.sum(-1).flatten()  # (P,)
+        rows = torch.arange(tile.clips, device=n.device)[:, None, None]
+        columns = torch.arange(tile.captions, device=n.device)[:, None]
+        costs = (1 - block).flatten(2).flatten(0, 1).T.contiguous()  # (n * m, P)
+        costs = costs.view(tile.clips, tile.captions, -1)
+        costs = costs.masked_fill((rows >= n) | (columns >= m), 0)
+        distances = self.distance(costs, n.clamp(min=1), m.clamp(min=1))
+        scores = 0 - distances / (n + m).clamp(min=1)  # -0. would be an odd sight
+        return scores.masked_fill((n == 0) | (m == 0), 0).view(block.shape[:2])
+
+
+def _order(mask: Tensor) -> Tensor:
+    """Indices that bring the valid entries to the front, in their order."""
+    return (~mask).byte().argsort(dim=-1, stable=True)
+
+
+def _valid_first(mask: Tensor) -> bool:
+    return not (mask[..., 1:] & ~mask[..., :-1]).any()

@@ -1,0 +1,21 @@
+"""Measures for retrieval, where a pair must be judged by itself and not by its batch."""
+
+from __future__ import annotations
+
+from norton_losses._typing import SequenceMeasure
+
+
+def judging_alone(measure: SequenceMeasure, bucket_value: float | None) -> SequenceMeasure:
+    """The same measure with a fixed bucket or none, if it has a bucket: a ratio is of the batch.
+
+    A measure has one if it has a method ``with_bucket(value)``.
+    """
+    with_bucket = getattr(measure, "with_bucket", None)
+    if with_bucket is not None:
+        return with_bucket(bucket_value)
+    if bucket_value is not None:
+        raise ValueError(
+            f"bucket_value is for a TransportMeasure, and here is a {type(measure).__name__}; "
+            "leave it out"
+        )
+    return measure
