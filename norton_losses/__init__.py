@@ -11,10 +11,11 @@ masks are True where valid.
 """
 
 from norton_losses import functional, sinkhorn
-from norton_losses.clip_caption import ClipCaptionOTLoss, ClipCaptionOutput
+from norton_losses.clip_caption import ClipCaptionOTLoss
 from norton_losses.contrastive import Temperature
 from norton_losses.fusion import AbstractTokenSimilarity
-from norton_losses.norton import NortonLoss, NortonOutput
+from norton_losses.norton import NortonLoss
+from norton_losses.outputs import ClipCaptionOutput, NortonOutput, VideoParagraphOutput
 from norton_losses.prompt_bucket import PromptBucket
 from norton_losses.sequence_measures import (
     AbstractAlignment,
@@ -44,7 +45,7 @@ from norton_losses.token_similarity import (
     MeanSimilarity,
     SoftMaximumSimilarity,
 )
-from norton_losses.video_paragraph import NortonVideoParagraphLoss, VideoParagraphOutput
+from norton_losses.video_paragraph import NortonVideoParagraphLoss
 
 __version__ = "0.1.0"
 

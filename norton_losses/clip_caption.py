@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -30,37 +30,16 @@ from norton_losses.contrastive import (
     other_members,
     symmetric_cross_entropy,
 )
+from norton_losses.outputs import ClipCaptionOutput
 from norton_losses.sinkhorn import (
     AbstractSinkhorn,
     PointCloudProblem,
-    TransportPlan,
     TransportProblem,
     resolve,
 )
 from norton_losses.sinkhorn.problem import log_marginal
 
 _FLOAT32_RANGE = 1e5  # of logits over epsilon
-
-
-@dataclass(frozen=True, eq=False)
-class ClipCaptionOutput:
-    """The loss, with its gradient, and what it was made of, detached.
-
-    Attributes:
-        loss: ().
-        logits: (K, K), rows are clips, columns captions; None with ``chunk_rows``, which holds no
-            K x K tensor.
-        targets: (K, K), what the softmaxes are drawn to; 0 where a pair is not valid; None with
-            ``chunk_rows``.
-        plan: the transport behind the targets, or None with ``beta=0``.
-        mask: (K,), bool, the pairs that took part.
-    """
-
-    loss: Tensor
-    logits: Tensor | None
-    targets: Tensor | None
-    plan: TransportPlan | None
-    mask: Tensor
 
 
 def clip_caption_loss(
@@ -308,15 +287,17 @@ class ClipCaptionOTLoss(nn.Module):
                 captions = captions.masked_fill(~mask[:, None], 0)
             if self.temperature is not None:
                 logit_scale = 1 / self.temperature()
-            scale = 1.0 if logit_scale is None else logit_scale
-            if isinstance(scale, Tensor):
-                scale = scale.reshape(())
+            if not isinstance(logit_scale, Tensor):
+                logit_scale = clips.new_full((), 1.0 if logit_scale is None else logit_scale)
+            scale = logit_scale.reshape(())
             settings = self.beta, self.epsilon, self.sinkhorn, mask, group_ids, bound
-            if self.chunk_rows is not None:
-                return explain_clip_caption_chunked(
+            if self.chunk_rows is None:
+                out = explain_clip_caption(clips @ captions.T * scale, *settings)
+            else:
+                out = explain_clip_caption_chunked(
                     clips * scale, captions, *settings, self.chunk_rows
                 )
-            return explain_clip_caption(clips @ captions.T * scale, *settings)
+        return replace(out, temperature=1 / scale.detach())
 
     def check_logit_scale(self, logit_scale: Tensor | float | None) -> None:
         """Raise unless ``logit_scale`` is a single number and the only temperature."""

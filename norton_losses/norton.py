@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor, nn
@@ -11,26 +10,12 @@ from norton_losses._checks import check_not_negative
 from norton_losses._numerics import full_precision
 from norton_losses._sequences import check_paired, read_sequences
 from norton_losses._typing import Range
-from norton_losses.clip_caption import ClipCaptionOTLoss, ClipCaptionOutput
+from norton_losses.clip_caption import ClipCaptionOTLoss
+from norton_losses.outputs import NortonOutput
 from norton_losses.sequence_measures import TransportMeasure
 from norton_losses.sinkhorn import TorchSinkhorn
 from norton_losses.token_similarity import SoftMaximumSimilarity
-from norton_losses.video_paragraph import NortonVideoParagraphLoss, VideoParagraphOutput
-
-
-@dataclass(frozen=True, eq=False)
-class NortonOutput:
-    """The loss, with its gradient, and both of its terms explained.
-
-    Attributes:
-        loss: (), ``clip_caption.loss + weight * video_paragraph.loss``.
-        video_paragraph: the video-paragraph term.
-        clip_caption: the clip-caption term.
-    """
-
-    loss: Tensor
-    video_paragraph: VideoParagraphOutput
-    clip_caption: ClipCaptionOutput
+from norton_losses.video_paragraph import NortonVideoParagraphLoss
 
 
 @final

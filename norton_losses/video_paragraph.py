@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -22,37 +21,10 @@ from norton_losses.contrastive import (
     symmetric_cross_entropy,
 )
 from norton_losses.fusion import AbstractTokenSimilarity
+from norton_losses.outputs import VideoParagraphOutput
 from norton_losses.sequence_measures import TransportMeasure, judging_alone
 from norton_losses.sequence_measures.blocks import read_similarity
-from norton_losses.sinkhorn import TransportPlan
 from norton_losses.token_similarity import SoftMaximumSimilarity
-
-
-@dataclass(frozen=True, eq=False)
-class VideoParagraphOutput:
-    """The loss, with its gradient, and what it was made of, detached.
-
-    Attributes:
-        loss: ().
-        similarity: (B, B, N, M), of every clip with every caption; 0 where one is absent.
-        scores: (B, B), the measure of every video with every paragraph, a mean per match.
-        logits: (B, B), scores times the mean length over the temperature.
-        plan: the transport behind the scores, or None if the measure is not a transport.
-        bucket_value: p (), or None without a bucket.
-        temperature: ().
-        clip_mask: (B, N), bool, the clips that took part.
-        caption_mask: (B, M), bool, the captions that took part.
-    """
-
-    loss: Tensor
-    similarity: Tensor
-    scores: Tensor
-    logits: Tensor
-    plan: TransportPlan | None
-    bucket_value: Tensor | None
-    temperature: Tensor
-    clip_mask: Tensor
-    caption_mask: Tensor
 
 
 def video_paragraph_loss(

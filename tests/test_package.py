@@ -62,7 +62,9 @@ BELOW: dict[str, set[str]] = {
     "contrastive": set(),
     "prompt_bucket": {"sinkhorn"},
     "sequence_measures": {"prompt_bucket", "sinkhorn"},
+    "outputs": {"sinkhorn"},
     "video_paragraph": {
+        "outputs",
         "sequence_measures",
         "token_similarity",
         "fusion",
@@ -70,8 +72,9 @@ BELOW: dict[str, set[str]] = {
         "sinkhorn",
     },
     "clip_caption_chunked": {"sinkhorn"},
-    "clip_caption": {"clip_caption_chunked", "contrastive", "sinkhorn"},
+    "clip_caption": {"clip_caption_chunked", "contrastive", "outputs", "sinkhorn"},
     "norton": {
+        "outputs",
         "video_paragraph",
         "clip_caption",
         "sequence_measures",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from norton_losses.sinkhorn.problem import Problem
+from norton_losses.sinkhorn.problem import Problem, TransportProblem
 
 _TOLERANCE = 1e-4
 
@@ -53,6 +54,25 @@ class TransportPlan:
     iterations: Tensor
     tolerance: float | None = None
     differentiable: bool = False
+
+    def __getitem__(self, index: Any) -> TransportPlan:
+        """Some of the batch: ``plan[b, c]`` is that of video b with paragraph c.
+
+        Example:
+            >>> import torch
+            >>> from norton_losses import TransportMeasure
+            >>> plan = TransportMeasure(bucket=None).explain(torch.rand(3, 3, 4, 5)).plan
+            >>> plan[0, 2].plan.shape
+            torch.Size([4, 5])
+        """
+        problem = self.problem
+        if not isinstance(problem, TransportProblem) or problem.scores.dim() == 2:
+            raise IndexError(
+                "this is the plan of one problem, and only a batch of plans has parts; index "
+                "plan.plan (n, m) for its entries"
+            )
+        parts = (self.log_u[index], self.log_v[index], self.iterations[index])
+        return TransportPlan(problem[index], *parts, self.tolerance, self.differentiable)
 
     @property
     def log_plan(self) -> Tensor:

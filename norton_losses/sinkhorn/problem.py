@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, replace
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -140,6 +140,10 @@ class TransportProblem:
     def to(self, dtype: torch.dtype) -> TransportProblem:
         """The same problem in ``dtype``, float32 or wider."""
         return self._with(self.scores.to(dtype), self.log_mu.to(dtype), self.log_nu.to(dtype))
+
+    def __getitem__(self, index: Any) -> TransportProblem:
+        """Some of the batch, by any index of its leading dimensions."""
+        return self._with(self.scores[index], self.log_mu[index], self.log_nu[index])
 
     def block(self, rows: slice) -> Tensor:
         """Scores (..., rows, m)."""

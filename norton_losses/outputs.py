@@ -1,0 +1,184 @@
+"""What ``explain`` returns: the loss, what it was made of, and numbers for a training log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from norton_losses._numerics import masked_mean
+from norton_losses.sinkhorn import TransportPlan
+
+
+@dataclass(frozen=True, eq=False)
+class VideoParagraphOutput:
+    """The loss, with its gradient, and what it was made of, detached.
+
+    Attributes:
+        loss: ().
+        similarity: (B, B, N, M), of every clip with every caption; 0 where one is absent.
+        scores: (B, B), the measure of every video with every paragraph, a mean per match.
+        logits: (B, B), scores times the mean length over the temperature.
+        plan: the transport behind the scores, or None if the measure is not a transport.
+        bucket_value: p (), or None without a bucket.
+        temperature: ().
+        clip_mask: (B, N), bool, the clips that took part.
+        caption_mask: (B, M), bool, the captions that took part.
+    """
+
+    loss: Tensor
+    similarity: Tensor
+    scores: Tensor
+    logits: Tensor
+    plan: TransportPlan | None
+    bucket_value: Tensor | None
+    temperature: Tensor
+    clip_mask: Tensor
+    caption_mask: Tensor
+
+    @torch.no_grad()
+    def diagnostics(self) -> dict[str, float]:
+        r"""Plain numbers for a log; reading them makes the host wait for the GPU, once.
+
+        ``loss``, ``temperature``, ``similarity_min`` and ``similarity_max`` of valid pairs; of a
+        transport ``plan_entropy`` :math:`-\sum Q \log Q` in nats, a mean over videos with their own
+        paragraphs, and ``marginal_error``, the largest of all pairs; of a bucket its value p
+        ``bucket_value``, and ``bucket_mass``, the share of the clips' and captions' mass that it
+        took, a mean over videos with their own paragraphs.
+
+        Example:
+            >>> import torch
+            >>> from norton_losses import NortonVideoParagraphLoss
+            >>> out = NortonVideoParagraphLoss().explain(torch.eye(4)[None], torch.eye(4)[None])
+            >>> numbers = out.diagnostics()
+            >>> numbers["similarity_min"], numbers["similarity_max"]
+            (0.0, 1.0)
+        """
+        valid = self.clip_mask[:, None, :, None] & self.caption_mask[None, :, None]
+        lo, hi = _extremes(self.similarity, valid)
+        numbers = {
+            "loss": self.loss,
+            "temperature": self.temperature,
+            "similarity_min": lo,
+            "similarity_max": hi,
+        }
+        if self.plan is not None:
+            present = self.clip_mask.any(-1) & self.caption_mask.any(-1)
+            index = torch.arange(len(present), device=present.device)
+            own = self.plan[index, index]
+            numbers["plan_entropy"] = masked_mean(own.entropy, present, 0)
+            numbers["marginal_error"] = self.plan.marginal_error.amax()
+            if self.bucket_value is not None:
+                # Clips and captions hold a mass of 1 together; each unit of the core takes two.
+                to_bucket = 1 - 2 * own.core.sum((-2, -1))
+                numbers["bucket_value"] = self.bucket_value
+                numbers["bucket_mass"] = masked_mean(to_bucket, present, 0)
+        return _plain(numbers)
+
+
+@dataclass(frozen=True, eq=False)
+class ClipCaptionOutput:
+    """The loss, with its gradient, and what it was made of, detached.
+
+    Attributes:
+        loss: ().
+        logits: (K, K), rows are clips, columns captions; None with ``chunk_rows``, which holds no
+            K x K tensor.
+        targets: (K, K), what the softmaxes are drawn to; 0 where a pair is not valid; None with
+            ``chunk_rows``.
+        plan: the transport behind the targets, or None with ``beta=0``.
+        mask: (K,), bool, the pairs that took part.
+        temperature: (), what the dot products or cosines were divided by; None where the logits
+            came ready-made.
+    """
+
+    loss: Tensor
+    logits: Tensor | None
+    targets: Tensor | None
+    plan: TransportPlan | None
+    mask: Tensor
+    temperature: Tensor | None = None
+
+    @torch.no_grad()
+    def diagnostics(self) -> dict[str, float]:
+        r"""Plain numbers for a log; reading them makes the host wait for the GPU, once.
+
+        ``loss``, ``temperature``; ``logit_min`` and ``logit_max`` of valid pairs, unless
+        ``chunk_rows`` held none of them; of a transport ``faulty_negative_mass``
+        :math:`1 - \sum_i Q_{ii}`, the share of its mass off the diagonal, ``plan_entropy``
+        :math:`-\sum Q \log Q` in nats, and ``marginal_error``.
+
+        Example:
+            >>> import torch
+            >>> from norton_losses import ClipCaptionOTLoss
+            >>> clips = torch.eye(3)[[0, 0, 2]]             # clips 0 and 1 are the same
+            >>> numbers = ClipCaptionOTLoss().explain(clips, clips).diagnostics()
+            >>> round(numbers["faulty_negative_mass"], 3)
+            0.333
+        """
+        numbers = {"loss": self.loss}
+        if self.temperature is not None:
+            numbers["temperature"] = self.temperature
+        if self.logits is not None:
+            valid = self.mask[:, None] & self.mask[None, :]
+            numbers["logit_min"], numbers["logit_max"] = _extremes(self.logits, valid)
+        if self.plan is not None:
+            plan = self.plan
+
+            def own_mass(rows: slice, scores: Tensor) -> Tensor:
+                return plan.log_rows(rows, scores)[:, rows].diagonal().exp().sum()
+
+            on_diagonal = torch.stack(plan.problem.map_rows(own_mass)).sum()
+            total = plan.problem.log_mu.exp().sum()
+            numbers["faulty_negative_mass"] = total - on_diagonal
+            numbers["plan_entropy"] = plan.entropy
+            numbers["marginal_error"] = plan.marginal_error
+        return _plain(numbers)
+
+
+@dataclass(frozen=True, eq=False)
+class NortonOutput:
+    """The loss, with its gradient, and both of its terms explained.
+
+    Attributes:
+        loss: (), ``clip_caption.loss + weight * video_paragraph.loss``.
+        video_paragraph: the video-paragraph term.
+        clip_caption: the clip-caption term.
+    """
+
+    loss: Tensor
+    video_paragraph: VideoParagraphOutput
+    clip_caption: ClipCaptionOutput
+
+    def diagnostics(self) -> dict[str, float]:
+        """Plain numbers of both terms for a log, under the names of the terms.
+
+        Example:
+            >>> import torch
+            >>> from norton_losses import NortonLoss
+            >>> tokens = torch.randn(2, 4, 3, 8)
+            >>> numbers = NortonLoss().explain(tokens, tokens).diagnostics()
+            >>> for name in list(numbers)[:3]:
+            ...     print(name)
+            loss
+            video_paragraph/loss
+            video_paragraph/temperature
+        """
+        numbers = {"loss": self.loss.item()}
+        for term in ("video_paragraph", "clip_caption"):
+            for name, value in getattr(self, term).diagnostics().items():
+                numbers[f"{term}/{name}"] = value
+        return numbers
+
+
+def _extremes(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest valid value; 0 where there is none."""
+    lo = values.masked_fill(~valid, torch.inf).amin()
+    hi = values.masked_fill(~valid, -torch.inf).amax()
+    return lo.where(valid.any(), 0), hi.where(valid.any(), 0)
+
+
+def _plain(numbers: dict[str, Tensor]) -> dict[str, float]:
+    together = torch.stack([number.double() for number in numbers.values()]).cpu()
+    return {name: number.item() for name, number in zip(numbers, together, strict=True)}

@@ -1,0 +1,112 @@
+"""The numbers that `explain(...).diagnostics()` gives to a training log."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from norton_losses import (
+    ClipCaptionOTLoss,
+    DynamicTimeWarping,
+    NortonLoss,
+    NortonVideoParagraphLoss,
+    PromptBucket,
+    TransportMeasure,
+)
+from tests.batches import make_batch
+
+
+def test_video_paragraph_numbers_are_those_of_the_plan() -> None:
+    batch = make_batch(ragged=True)
+    out = NortonVideoParagraphLoss(temperature=0.2).explain(*batch.tokens, **batch.masks)
+    numbers = out.diagnostics()
+    assert out.plan is not None
+    taken, entropies, sims = [], [], []
+    for b in range(3):
+        plan = out.plan[b, b]
+        clips, captions = out.clip_mask[b].sum(), out.caption_mask[b].sum()
+        to_bucket = plan.plan[:-1, -1].sum() + plan.plan[-1, :-1].sum()
+        held = plan.plan[:-1].sum() + plan.plan[:, :-1].sum()
+        assert held.item() == pytest.approx(1)  # of n clips and m captions, 1/(n+m) each
+        assert clips + captions > 0
+        taken.append(to_bucket.item())
+        entropies.append(torch.special.entr(plan.plan).sum().item())
+        for c in range(3):
+            sims.append(out.similarity[b, c][out.clip_mask[b]][:, out.caption_mask[c]].flatten())
+    assert numbers["bucket_mass"] == pytest.approx(sum(taken) / 3, abs=1e-4)
+    assert 0 < numbers["bucket_mass"] < 1
+    assert numbers["plan_entropy"] == pytest.approx(sum(entropies) / 3)
+    assert numbers["marginal_error"] == pytest.approx(out.plan.marginal_error.max().item())
+    assert numbers["similarity_min"] == torch.cat(sims).min()
+    assert numbers["similarity_max"] == torch.cat(sims).max()
+    assert numbers["temperature"] == pytest.approx(0.2)
+    assert numbers["bucket_value"] == out.bucket_value
+    assert numbers["loss"] == out.loss
+
+
+def test_a_measure_without_plan_has_no_numbers_of_one() -> None:
+    batch = make_batch()
+    names = {"loss", "temperature", "similarity_min", "similarity_max"}
+    out = NortonVideoParagraphLoss(measure=DynamicTimeWarping()).explain(*batch.tokens)
+    assert set(out.diagnostics()) == names
+    bare = NortonVideoParagraphLoss(measure=TransportMeasure(bucket=None)).explain(*batch.tokens)
+    assert set(bare.diagnostics()) == names | {"plan_entropy", "marginal_error"}
+
+
+@pytest.mark.parametrize("p", [-3.0, 3.0])
+def test_bucket_mass_tells_a_full_bucket_from_an_empty_one(p: float) -> None:
+    measure = TransportMeasure(bucket=PromptBucket(value=p))
+    out = NortonVideoParagraphLoss(measure=measure).explain(*make_batch().tokens)
+    assert out.diagnostics()["bucket_mass"] == pytest.approx(float(p > 0), abs=0.02)
+
+
+@pytest.mark.parametrize("chunk_rows", [None, 3])
+def test_clip_caption_numbers(chunk_rows: int | None) -> None:
+    clips = torch.randn(8, 6, dtype=torch.float64)
+    mask = torch.arange(8) != 5
+    loss = ClipCaptionOTLoss(temperature=0.3, chunk_rows=chunk_rows)
+    out = loss.explain(clips, clips + 0.1, mask=mask)
+    numbers = out.diagnostics()
+    assert out.plan is not None
+    plan = out.plan.plan
+    assert numbers["faulty_negative_mass"] == pytest.approx((plan.sum() - plan.trace()).item())
+    assert 0 < numbers["faulty_negative_mass"] < 1
+    assert numbers["plan_entropy"] == pytest.approx(torch.special.entr(plan).sum().item())
+    assert numbers["temperature"] == pytest.approx(0.3)
+    if chunk_rows is None:
+        assert out.logits is not None
+        valid = out.logits[mask][:, mask]
+        assert (numbers["logit_min"], numbers["logit_max"]) == (valid.min(), valid.max())
+    else:
+        assert "logit_max" not in numbers
+
+
+def test_a_scale_from_outside_is_one_over_the_temperature() -> None:
+    clips = torch.randn(4, 6)
+    loss = ClipCaptionOTLoss(0.0, temperature=None)
+    for scale in (torch.tensor([20.0]), 20.0):
+        numbers = loss.explain(clips, clips, logit_scale=scale).diagnostics()
+        assert numbers["temperature"] == pytest.approx(0.05)
+        assert set(numbers) == {"loss", "temperature", "logit_min", "logit_max"}
+
+
+def test_numbers_of_both_terms_are_plain_and_finite_even_of_nothing() -> None:
+    batch = make_batch()
+    nothing = torch.zeros_like(batch.clip_mask)
+    for mask in (None, nothing):
+        numbers = NortonLoss().explain(*batch.tokens, clip_mask=mask).diagnostics()
+        assert json.loads(json.dumps(numbers)) == numbers
+        assert all(type(value) is float and abs(value) < 1e6 for value in numbers.values())
+        assert "clip_caption/faulty_negative_mass" in numbers
+        assert "video_paragraph/bucket_mass" in numbers
+
+
+def test_parts_of_a_plan_are_its_plans() -> None:
+    plan = TransportMeasure().explain(torch.rand(3, 3, 4, 5)).plan
+    assert torch.equal(plan[1, 2].plan, plan.plan[1, 2])
+    assert torch.equal(plan[1].marginal_error, plan.marginal_error[1])
+    assert plan[1, 2].problem.has_bucket
+    with pytest.raises(IndexError, match="the plan of one problem"):
+        plan[1, 2][0]
