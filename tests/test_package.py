@@ -63,6 +63,7 @@ BELOW: dict[str, set[str]] = {
     "prompt_bucket": {"sinkhorn"},
     "sequence_measures": {"prompt_bucket", "sinkhorn"},
     "outputs": {"sinkhorn"},
+    "metrics": set(),
     "video_paragraph": {
         "outputs",
         "sequence_measures",

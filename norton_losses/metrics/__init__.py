@@ -1,0 +1,26 @@
+"""How good scores are: arrays of numpy or torch in, plain floats out, counted in float64.
+
+No metric lets a constant score look good: ties count as what they would give on average.
+"""
+
+from norton_losses.metrics.alignment import alignability_auc, alignment_recall
+from norton_losses.metrics.frames import average_windows, frame_accuracy
+from norton_losses.metrics.ranking import (
+    median_rank,
+    multiple_choice_accuracy,
+    recall_at,
+    retrieval_ranks,
+    truth_of_candidates,
+)
+
+__all__ = [
+    "alignability_auc",
+    "alignment_recall",
+    "average_windows",
+    "frame_accuracy",
+    "median_rank",
+    "multiple_choice_accuracy",
+    "recall_at",
+    "retrieval_ranks",
+    "truth_of_candidates",
+]
