@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import norton_losses
-from norton_losses import functional, sinkhorn
+from norton_losses import functional, metrics, retrieval, sinkhorn
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "norton_losses"
@@ -64,6 +64,7 @@ BELOW: dict[str, set[str]] = {
     "sequence_measures": {"prompt_bucket", "sinkhorn"},
     "outputs": {"sinkhorn"},
     "metrics": set(),
+    "retrieval": {"sequence_measures", "metrics"},
     "video_paragraph": {
         "outputs",
         "sequence_measures",
@@ -88,6 +89,7 @@ OPTIONAL = {
     "ot": {"pot_sinkhorn"},
     "geomloss": {"geomloss_sinkhorn"},
     "pykeops": {"keops_sinkhorn"},
+    "tqdm": {"retrieve"},
     "triton": {"small_sinkhorn_triton", "soft_maximum_triton", "soft_maximum_device_triton"},
     "matplotlib": set(),
 }
@@ -107,13 +109,20 @@ def imported(path: Path) -> set[str]:
 def test_public_surface_is_pinned() -> None:
     assert set(norton_losses.__all__) == PUBLIC
     assert norton_losses.__all__ == sorted(norton_losses.__all__)
-    for module in (norton_losses, functional, sinkhorn):
+    for module in (norton_losses, functional, metrics, retrieval, sinkhorn):
         assert all(hasattr(module, name) for name in module.__all__)
 
 
-@pytest.mark.parametrize("module", [norton_losses, functional], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [norton_losses, functional, metrics, retrieval], ids=lambda module: module.__name__
+)
 def test_public_names_are_documented_with_an_example(module) -> None:
-    carried = ("Output", "Support")  # results explain their fields; their makers have the example
+    carried = (
+        "Output",
+        "Support",
+        "Features",
+        "RetrievalMetrics",
+    )  # results explain their fields; their makers have the example
     for name in module.__all__:
         documented = getattr(module, name).__doc__
         assert documented, name

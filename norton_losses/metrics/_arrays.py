@@ -54,3 +54,13 @@ def check_labels(name: str, array: Array, shape: tuple[int, ...]) -> NDArray[np.
             f"{name} must be bool of shape {shape}, got {values.dtype} of shape {values.shape}"
         )
     return values
+
+
+def check_index(
+    name: str, array: Array, shape: tuple[int | None, ...], candidates: int
+) -> NDArray[np.int64]:
+    index = check_integers(name, array, shape)
+    wrong = (index < 0) | (index >= candidates)
+    if wrong.any():
+        raise ValueError(f"{name} must lie in 0 .. {candidates - 1}, got {index[wrong][0]}")
+    return index

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from norton_losses.metrics._arrays import (
     Array,
     as_numpy,
-    check_integers,
+    check_index,
     check_labels,
     check_scores,
 )
@@ -177,8 +177,4 @@ def _right(truth: Array | None, shape: tuple[int, int], name: str = "truth") -> 
     values = as_numpy(truth)
     if values.dtype == np.bool_:
         return check_labels(name, values, shape)
-    index = check_integers(name, values, (queries,))
-    if ((index < 0) | (index >= candidates)).any():
-        wrong = index[(index < 0) | (index >= candidates)][0]
-        raise ValueError(f"{name} must lie in 0 .. {candidates - 1}, got {wrong}")
-    return index[:, None] == np.arange(candidates)
+    return check_index(name, values, (queries,), candidates)[:, None] == np.arange(candidates)

@@ -12,6 +12,7 @@ from norton_losses.sequence_measures.dynamic_time_warping import (
     dynamic_time_warping,
 )
 from norton_losses.sequence_measures.judging_alone import judging_alone
+from norton_losses.sequence_measures.names import MEASURES, measure_named
 from norton_losses.sequence_measures.ordered_alignment import OrderedAlignment, ordered_alignment
 from norton_losses.sequence_measures.transport import (
     TransportMeasure,
@@ -21,6 +22,7 @@ from norton_losses.sequence_measures.transport import (
 )
 
 __all__ = [
+    "MEASURES",
     "AbstractAlignment",
     "AlignmentOutput",
     "BackgroundFiltered",
@@ -34,6 +36,7 @@ __all__ = [
     "dynamic_time_warping",
     "entropic_score",
     "judging_alone",
+    "measure_named",
     "ordered_alignment",
     "transport_score",
 ]

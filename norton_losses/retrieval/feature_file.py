@@ -1,0 +1,187 @@
+"""Embeddings of videos and paragraphs in one .npz file: what retrieval reads from the shell.
+
+=======================  =====================  ================================================
+key                      shape                  what
+=======================  =====================  ================================================
+``clip_embeddings``      (all clips, D)         floating; the clips of video 0, of video 1, ...
+``clips_per_video``      (videos,)              integer, their sum is the number of clips
+``caption_embeddings``   (all captions, D)      floating
+``captions_per_paragraph``  (paragraphs,)       integer, their sum is the number of captions
+``truth``                (videos,)              integer, the paragraph of each video; may be left
+                                                out where video i is of paragraph i
+=======================  =====================  ================================================
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from norton_losses.metrics._arrays import as_numpy
+
+_SIDES = (
+    ("clip_embeddings", "clips_per_video", "(all clips, D)", "(videos,)"),
+    ("caption_embeddings", "captions_per_paragraph", "(all captions, D)", "(paragraphs,)"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Embeddings of videos and paragraphs, one array each.
+
+    Attributes:
+        videos: for each video its clips (n, D), floating.
+        paragraphs: for each paragraph its captions (m, D), floating.
+        truth: (videos,), the paragraph of each video; None means paragraph i for video i.
+    """
+
+    videos: list[NDArray[Any]]
+    paragraphs: list[NDArray[Any]]
+    truth: NDArray[np.int64] | None = None
+
+
+def save_features(
+    path: str | Path,
+    videos: Sequence[NDArray[Any] | Tensor],
+    paragraphs: Sequence[NDArray[Any] | Tensor],
+    truth: NDArray[Any] | Tensor | Sequence[int] | None = None,
+) -> None:
+    """Write embeddings to a file that ``python -m norton_losses.retrieval`` reads.
+
+    Args:
+        path: of the file, ending in .npz.
+        videos: for each video its clips (n, D), floating.
+        paragraphs: for each paragraph its captions (m, D), floating.
+        truth: (videos,), integer, the paragraph of each video; None means the one of its number.
+
+    Raises:
+        ValueError: arrays of another shape, or of different widths; an unfit truth.
+
+    Source: the format is this library's own, see :mod:`norton_losses.retrieval.feature_file`.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> from norton_losses.retrieval import load_features, save_features
+        >>> videos = [np.eye(4)[:3], np.eye(4)]                 # three clips, and four
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_features(f"{folder}/features.npz", videos, videos)
+        ...     [len(video) for video in load_features(f"{folder}/features.npz").videos]
+        [3, 4]
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"path must end in .npz, got {path}")
+    arrays: dict[str, NDArray[Any]] = {}
+    for (name, counts, *_), sequences in zip(_SIDES, (videos, paragraphs), strict=True):
+        parts = [as_numpy(part) for part in sequences]
+        shapes = [part.shape for part in parts]
+        if not parts or any(len(shape) != 2 or shape[1] != shapes[0][1] for shape in shapes):
+            raise ValueError(
+                f"{name} must be one array (n, D) for each, of one width D, got shapes {shapes[:9]}"
+            )
+        arrays[name] = np.concatenate(parts)
+        arrays[counts] = np.array([len(part) for part in parts])
+    if truth is not None:
+        arrays["truth"] = as_numpy(truth)
+    _check(arrays, path)
+    np.savez(path, **arrays)  # pyright: ignore
+
+
+def load_features(path: str | Path) -> Features:
+    """Read embeddings, checked, from a file of the format above.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        FileNotFoundError: no file there.
+        ValueError: not an .npz file, a key that is missing or has another shape or dtype; the text
+            names it, what it should be, and which keys there are.
+
+    Source: the format is this library's own, see :mod:`norton_losses.retrieval.feature_file`.
+
+    Example:
+        >>> from norton_losses.retrieval import load_features
+        >>> load_features("absent.npz")
+        Traceback (most recent call last):
+        FileNotFoundError: there is no file absent.npz
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("it holds one bare array")
+            arrays = {name: archive[name] for name in archive.files}
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not an .npz file that numpy can read without pickle ({error}); write it "
+            "with norton_losses.retrieval.save_features"
+        ) from error
+    _check(arrays, path)
+    videos, paragraphs = (
+        np.split(arrays[name], np.cumsum(arrays[counts])[:-1]) for name, counts, *_ in _SIDES
+    )
+    truth = arrays.get("truth")
+    return Features(videos, paragraphs, None if truth is None else truth.astype(np.int64))
+
+
+def _check(arrays: dict[str, NDArray[Any]], path: Path) -> None:
+    for name, counts, shape, shape_of_counts in _SIDES:
+        values = _entry(arrays, name, shape, "f", path)
+        numbers = _entry(arrays, counts, shape_of_counts, "iu", path)
+        if (numbers < 1).any():
+            raise ValueError(
+                f"{path}: {counts} must be 1 or above, got {numbers.min()} at "
+                f"{int(numbers.argmin())}; leave out what is empty, and its truth"
+            )
+        if numbers.sum() != len(values):
+            raise ValueError(
+                f"{path}: {counts} must sum to the rows of {name}, got {numbers.sum()} and "
+                f"{len(values)}"
+            )
+    widths = [arrays[name].shape[1] for name, *_ in _SIDES]
+    if widths[0] != widths[1]:
+        raise ValueError(
+            f"{path}: clip_embeddings and caption_embeddings must share their width D, got "
+            f"{widths[0]} and {widths[1]}"
+        )
+    videos, paragraphs = (len(arrays[counts]) for _, counts, *_ in _SIDES)
+    if "truth" in arrays:
+        truth = _entry(arrays, "truth", "(videos,)", "iu", path)
+        if truth.shape != (videos,) or (truth < 0).any() or (truth >= paragraphs).any():
+            raise ValueError(
+                f"{path}: truth must be the paragraph, 0 .. {paragraphs - 1}, of each of the "
+                f"{videos} videos, got shape {truth.shape} in {truth.min()} .. {truth.max()}"
+            )
+    elif videos != paragraphs:
+        raise ValueError(
+            f"{path}: without truth (videos,) there must be a paragraph for each video, got "
+            f"{videos} videos and {paragraphs} paragraphs"
+        )
+
+
+def _entry(
+    arrays: dict[str, NDArray[Any]], name: str, shape: str, kinds: str, path: Path
+) -> NDArray[Any]:
+    kind = "floating" if kinds == "f" else "integer"
+    if name not in arrays:
+        raise ValueError(
+            f"{path} lacks the key {name}, {kind} of shape {shape}; it has "
+            f"{', '.join(sorted(arrays)) or 'none'}"
+        )
+    values = arrays[name]
+    if values.ndim != shape.count(",") + (not shape.endswith(",)")) or values.size == 0:
+        raise ValueError(f"{path}: {name} must have shape {shape}, got {values.shape}")
+    if values.dtype.kind not in kinds:
+        raise ValueError(f"{path}: {name} must be {kind}, got {values.dtype}")
+    return values

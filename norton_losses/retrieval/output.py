@@ -1,0 +1,95 @@
+"""What retrieval returns: scores, recalls and median ranks, and how they are printed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from norton_losses._checks import check_choice
+from norton_losses.metrics import retrieval_ranks
+from norton_losses.retrieval.published_results import PUBLISHED
+
+KS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class RetrievalMetrics:
+    """How well one side finds the other.
+
+    Attributes:
+        recalls: share of queries whose truth is among the first k, for k = 1, 5 and 10.
+        median_rank: of the truth, counted from 1.
+    """
+
+    recalls: Mapping[int, float]
+    median_rank: float
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalOutput:
+    """Scores of all videos with all paragraphs, and what they are worth.
+
+    Attributes:
+        scores: (Bv, Bt), on the CPU.
+        video_to_paragraph: a video looks for its paragraph.
+        paragraph_to_video: a paragraph looks for its video, or for the best of them.
+        seconds: what scoring took.
+    """
+
+    scores: Tensor
+    video_to_paragraph: RetrievalMetrics
+    paragraph_to_video: RetrievalMetrics
+    seconds: float
+
+    def __str__(self) -> str:
+        return retrieval_table({"": self})
+
+
+def retrieval_metrics(scores: Tensor, truth: NDArray[Any]) -> RetrievalMetrics:
+    """Of queries in rows; the truth as in :func:`~norton_losses.metrics.retrieval_ranks`."""
+    ranks = retrieval_ranks(scores, truth)
+    recalls = {k: float((ranks < k).mean()) for k in KS}
+    return RetrievalMetrics(recalls, float(np.median(ranks) + 1))
+
+
+def retrieval_table(outputs: Mapping[str, RetrievalOutput], *, reference: str | None = None) -> str:
+    """A table of recalls in per cent and median ranks, a row for each output and direction.
+
+    Args:
+        outputs: by the name that the table shows.
+        reference: add what others published under this protocol: ``"youcook2"``. Only results of
+            that protocol belong beside it.
+
+    Raises:
+        ValueError: an unknown reference.
+
+    Source: R@k and MedR of :mod:`norton_losses.metrics`.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses.retrieval import retrieval_table, retrieve
+        >>> clips = [torch.eye(6)[i : i + 3] for i in range(4)]
+        >>> print(retrieval_table({"dtw": retrieve("dtw", clips, clips, progress=False)}))
+        measure           direction               R@1    R@5   R@10   MedR
+        dtw               video -> paragraph    100.0  100.0  100.0    1.0
+                          paragraph -> video    100.0  100.0  100.0    1.0
+    """
+    if reference is not None:
+        check_choice("reference", reference, list(PUBLISHED))
+    head = "".join(f"{f'R@{k}':>7}" for k in KS)
+    lines = [f"{'measure':18}{'direction':20}{head}{'MedR':>7}"]
+    for name, output in outputs.items():
+        for direction in ("video_to_paragraph", "paragraph_to_video"):
+            metrics: RetrievalMetrics = getattr(output, direction)
+            cells = "".join(f"{100 * metrics.recalls[k]:7.1f}" for k in KS)
+            title = direction.replace("_to_", " -> ")
+            lines.append(f"{name:18}{title:20}{cells}{metrics.median_rank:7.1f}")
+            name = ""
+    if reference is not None:
+        lines += ["", str(PUBLISHED[reference])]
+    return "\n".join(lines)

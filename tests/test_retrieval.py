@@ -1,0 +1,402 @@
+"""Retrieval: tiles, ragged inputs, files, the shell, and what users get wrong."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from norton_losses import (
+    BackgroundFiltered,
+    CaptionAverage,
+    ClipCaptionOTLoss,
+    DynamicTimeWarping,
+    MaxSimilarity,
+    NortonLoss,
+    NortonVideoParagraphLoss,
+    OrderedAlignment,
+    PromptBucket,
+    SoftMaximumSimilarity,
+    TransportMeasure,
+)
+from norton_losses.retrieval import load_features, ragged, retrieval_table, retrieve, save_features
+from norton_losses.retrieval.__main__ import main
+from norton_losses.sequence_measures import MEASURES
+from tests.batches import make_batch
+
+G = torch.Generator().manual_seed(0)
+VIDEOS = [torch.randn(int(n), 6, generator=G) for n in torch.randint(2, 9, (11,), generator=G)]
+PARAGRAPHS = [
+    video[:: 1 + i % 2] + 0.8 * torch.randn(video[:: 1 + i % 2].shape, generator=G)
+    for i, video in enumerate(VIDEOS)
+]
+KINDS = [
+    "transport",
+    "dtw",
+    "otam",
+    "caption-average",
+    DynamicTimeWarping(0.1),
+    BackgroundFiltered(OrderedAlignment()),
+    BackgroundFiltered(TransportMeasure()),
+    NortonVideoParagraphLoss(),
+    NortonLoss(NortonVideoParagraphLoss(MaxSimilarity(), CaptionAverage())),
+]
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda k: str(k).split("\n")[0])
+
+
+@every_kind
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_results_do_not_depend_on_the_tiling(kind, batch_size: int) -> None:
+    out = retrieve(kind, VIDEOS, PARAGRAPHS, batch_size=batch_size, progress=False)
+    whole = retrieve(kind, VIDEOS, PARAGRAPHS, progress=False)
+    torch.testing.assert_close(out.scores, whole.scores, rtol=0, atol=2e-6)
+    assert out.video_to_paragraph == whole.video_to_paragraph
+    assert out.paragraph_to_video == whole.paragraph_to_video
+
+
+@every_kind
+def test_long_sequences_make_small_tiles(kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = retrieve(kind, VIDEOS, PARAGRAPHS, progress=False)
+    monkeypatch.setattr(ragged, "SEGMENTS", 12)
+    out = retrieve(kind, VIDEOS, PARAGRAPHS, progress=False)
+    torch.testing.assert_close(out.scores, whole.scores, rtol=0, atol=2e-6)
+
+
+def test_groups_are_a_partition_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ragged, "SEGMENTS", 20)
+    sequences = ragged.read_ragged("videos", "clip", VIDEOS, None, None)
+    for batch_size in (1, 2, 3, 50):
+        groups = sequences.groups(batch_size)
+        assert sorted(torch.cat(groups).tolist()) == list(range(11))
+        for group in groups:
+            assert len(group) <= batch_size
+            assert len(group) == 1 or len(group) * max(len(VIDEOS[i]) for i in group) <= 20
+
+
+@pytest.mark.parametrize("name", list(MEASURES))
+def test_scores_are_those_of_every_pair_alone(name: str) -> None:
+    out = retrieve(name, VIDEOS, PARAGRAPHS, progress=False)
+    measure = MEASURES[name]()
+    if isinstance(measure, TransportMeasure):
+        measure = measure.with_bucket(None)
+    unit = torch.nn.functional.normalize
+    for a, b in [(0, 0), (3, 7), (10, 1)]:
+        similarity = unit(VIDEOS[a], dim=-1) @ unit(PARAGRAPHS[b], dim=-1).T
+        expected = measure(similarity[None, None])
+        torch.testing.assert_close(out.scores[a, b], expected[0, 0], rtol=0, atol=2e-6)
+
+
+def test_a_loss_scores_as_its_score_does() -> None:
+    batch = make_batch(ragged=True, dtype=torch.float32)
+    loss = NortonLoss()
+    expected = loss.score(*batch.tokens, **batch.masks, bucket_value=0.1)
+    out = retrieve(loss, *batch.tokens, **batch.masks, bucket_value=0.1, progress=False)
+    torch.testing.assert_close(out.scores, expected, rtol=0, atol=1e-6)
+    minmax = NortonVideoParagraphLoss(SoftMaximumSimilarity(rescale="minmax"))
+    options = {"similarity_range": (-1.0, 1.0)}
+    torch.testing.assert_close(
+        retrieve(minmax, *batch.tokens, **batch.masks, **options, progress=False).scores,
+        minmax.score(*batch.tokens, **batch.masks, **options),
+    )
+
+
+def test_counted_padding_counts_the_same_in_every_tile() -> None:
+    """Ragged frames are padded to the longest clip of all videos, and not of the tile."""
+    videos = [torch.randn(2, frames, 6, generator=G) for frames in (1, 2, 5)]
+    loss = NortonLoss.released().video_paragraph
+    options = {"similarity_range": (-1.0, 1.0), "progress": False}
+    together = retrieve(loss, videos, videos, **options)
+    apart = retrieve(loss, videos, videos, batch_size=1, **options)
+    torch.testing.assert_close(apart.scores, together.scores, rtol=0, atol=1e-6)
+
+
+def padded(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
+    tokens = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=math.nan)
+    lengths = torch.tensor([len(s) for s in sequences])
+    return tokens, torch.arange(tokens.shape[1]) < lengths[:, None]
+
+
+def test_lists_and_padded_tensors_are_the_same() -> None:
+    (videos, clips), (paragraphs, captions) = padded(VIDEOS), padded(PARAGRAPHS)
+    out = retrieve(
+        "dtw", videos, paragraphs, clip_mask=clips, caption_mask=captions, progress=False
+    )
+    plain = retrieve("dtw", VIDEOS, [p.numpy() for p in PARAGRAPHS], progress=False)
+    assert torch.equal(out.scores, plain.scores)
+
+
+def test_frames_may_be_a_list_or_padded() -> None:
+    batch = make_batch(dtype=torch.float32)
+    frames = torch.tensor([[3, 3, 3, 3], [2, 2, 2, 2], [1, 1, 1, 1]])
+    mask = torch.arange(3) < frames[..., None]
+    loss = NortonVideoParagraphLoss()
+    expected = loss.score(*batch.tokens, frame_mask=mask)
+    as_list = [tokens[:, :f] for tokens, f in zip(batch.video_tokens, (3, 2, 1), strict=True)]
+    for videos, options in ((batch.video_tokens, {"frame_mask": mask}), (as_list, {})):
+        out = retrieve(loss, videos, batch.text_tokens, **options, progress=False)
+        torch.testing.assert_close(out.scores, expected, rtol=0, atol=1e-6)
+
+
+def test_truth_gives_both_directions() -> None:
+    videos = [VIDEOS[0], VIDEOS[1], VIDEOS[1]]
+    out = retrieve("dtw", videos, VIDEOS[:2], truth=[0, 1, 1], progress=False)
+    assert out.scores.shape == (3, 2)
+    assert out.video_to_paragraph.recalls == {1: 1.0, 5: 1.0, 10: 1.0}
+    assert out.paragraph_to_video.median_rank == 1.0
+    wrong = retrieve("dtw", videos, VIDEOS[:2], truth=[1, 0, 0], progress=False)
+    assert wrong.video_to_paragraph.recalls[1] == 0.0
+    assert wrong.video_to_paragraph.median_rank == 2.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_dtype(dtype: torch.dtype) -> None:
+    videos = [video.to(dtype) for video in VIDEOS]
+    out = retrieve("transport", videos, videos, progress=False)
+    assert out.scores.dtype == torch.promote_types(dtype, torch.float32)
+    assert out.video_to_paragraph.recalls[1] == 1.0
+
+
+def test_inputs_that_require_gradient_are_only_read() -> None:
+    videos = [video.clone().requires_grad_() for video in VIDEOS]
+    assert not retrieve("otam", videos, videos, progress=False).scores.requires_grad
+
+
+def test_the_bar_goes_to_stderr_and_can_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    retrieve("dtw", VIDEOS, PARAGRAPHS)
+    shown = capsys.readouterr()
+    assert "121/121" in shown.err
+    assert not shown.out
+    retrieve("dtw", VIDEOS, PARAGRAPHS, progress=False)
+    assert not capsys.readouterr().err
+
+
+def test_the_table_shows_published_numbers_only_when_asked() -> None:
+    outputs = {"dtw": retrieve("dtw", VIDEOS, PARAGRAPHS, progress=False)}
+    table = retrieval_table(outputs)
+    assert "published" not in table
+    recall = 100 * outputs["dtw"].video_to_paragraph.recalls[1]
+    assert f"{recall:.1f}" in table
+    assert str(outputs["dtw"]).splitlines()[1][18:] == table.splitlines()[1][18:]
+    beside = retrieval_table(outputs, reference="youcook2")
+    assert beside.startswith(table)
+    assert "Norton" in beside
+    assert "88.7 / 98.8 / 99.5" in beside
+    with pytest.raises(ValueError, match=r"reference must be one of \['youcook2'\], got 'coin'"):
+        retrieval_table(outputs, reference="coin")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("dynamic", VIDEOS, VIDEOS), ValueError, r"one of \['transport', 'dtw', 'otam', 'cap"),
+        ((ClipCaptionOTLoss(), VIDEOS, VIDEOS), TypeError, "must be a loss with .score.*ClipCapt"),
+        ((3, VIDEOS, VIDEOS), TypeError, "or the name of one.*got int"),
+        (("dtw", [], VIDEOS), ValueError, "videos must hold one sequence at least"),
+        (("dtw", "videos.npz", VIDEOS), TypeError, "videos must be a padded tensor, or a list"),
+        (
+            ("dtw", [VIDEOS[0], VIDEOS[1][:0]], VIDEOS[:2]),
+            ValueError,
+            r"videos\[1\] must have one c",
+        ),
+        (("dtw", [VIDEOS[0][0]], VIDEOS[:1]), ValueError, r"videos\[0\] must have shape \(n, D\)"),
+        (("dtw", [VIDEOS[0], VIDEOS[1][:, :5]], VIDEOS[:2]), ValueError, "got 6 in .* and 5 in"),
+        (
+            ("dtw", VIDEOS[:1], [VIDEOS[0][:, :5]]),
+            ValueError,
+            "must share their width D, got 6 and",
+        ),
+        (("dtw", [VIDEOS[0] * math.nan], VIDEOS[:1]), ValueError, r"videos\[0\] must be finite"),
+        (("dtw", [VIDEOS[0].long()], VIDEOS[:1]), TypeError, r"videos\[0\] must be a floating"),
+        (
+            ("dtw", VIDEOS[:2], VIDEOS),
+            ValueError,
+            "a paragraph for each video, got 2 videos and 11",
+        ),
+        (("dtw", [torch.rand(2, 3, 4)], [torch.rand(2, 4)]), ValueError, "pool them"),
+    ],
+)
+def test_mistakes_are_named(arguments: tuple, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        retrieve(*arguments, progress=False)
+
+
+def test_mistakes_of_masks_and_options_are_named() -> None:
+    tokens = torch.rand(2, 3, 4)
+    empty = torch.tensor([[True, True, True], [False, False, False]])
+    with pytest.raises(ValueError, match=r"videos\[1\] must have one clip at least"):
+        retrieve("dtw", tokens, tokens, clip_mask=empty, progress=False)
+    with pytest.raises(ValueError, match=r"clip_mask must have shape \(2, 3\)"):
+        retrieve("dtw", tokens, tokens, clip_mask=empty[:1], progress=False)
+    with pytest.raises(ValueError, match="masks describe padded tensors"):
+        retrieve("dtw", VIDEOS, VIDEOS, clip_mask=empty, progress=False)
+    with pytest.raises(ValueError, match="pass clip_mask instead"):
+        retrieve("dtw", tokens, tokens, frame_mask=empty, progress=False)
+    with pytest.raises(ValueError, match="batch_size must be a whole number"):
+        retrieve("dtw", tokens, tokens, batch_size=0, progress=False)
+    with pytest.raises(ValueError, match="bucket_value is for a TransportMeasure"):
+        retrieve("dtw", tokens, tokens, bucket_value=0.1, progress=False)
+    with pytest.raises(ValueError, match=r"truth must lie in 0 \.\. 1, got 2"):
+        retrieve("dtw", tokens, tokens, truth=[0, 2], progress=False)
+
+
+def test_a_measure_that_yields_nan_is_told() -> None:
+    def broken(similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor) -> Tensor:
+        return similarity.sum((-2, -1)) * math.nan
+
+    with pytest.raises(ValueError, match="scores must not hold NaN, got 121 of 121"):
+        retrieve(broken, VIDEOS, PARAGRAPHS, progress=False)
+
+
+def test_a_fixed_bucket_reaches_the_measure() -> None:
+    measure = TransportMeasure(bucket=PromptBucket(value=0.2))
+    fixed = retrieve(TransportMeasure(), VIDEOS, PARAGRAPHS, bucket_value=0.2, progress=False)
+    again = retrieve(measure, VIDEOS, PARAGRAPHS, bucket_value=0.2, progress=False)
+    bare = retrieve(measure, VIDEOS, PARAGRAPHS, progress=False)
+    assert torch.equal(fixed.scores, again.scores)
+    assert not torch.allclose(fixed.scores, bare.scores)
+
+
+class TestFeatureFile:
+    def test_written_and_read(self, tmp_path: Path) -> None:
+        save_features(tmp_path / "f.npz", VIDEOS, [p.numpy() for p in PARAGRAPHS], range(11))
+        features = load_features(str(tmp_path / "f.npz"))
+        for read, given in zip(
+            features.videos + features.paragraphs, VIDEOS + PARAGRAPHS, strict=True
+        ):
+            assert np.array_equal(read, given.numpy())
+        assert features.truth is not None
+        assert features.truth.tolist() == list(range(11))
+
+    def test_the_page_of_the_format_is_what_is_written(self, tmp_path: Path) -> None:
+        from norton_losses.retrieval import feature_file
+
+        save_features(tmp_path / "f.npz", VIDEOS, PARAGRAPHS, range(11))
+        keys = re.findall(r"^``(\w+)``", feature_file.__doc__ or "", flags=re.MULTILINE)
+        with np.load(tmp_path / "f.npz") as archive:
+            assert sorted(keys) == sorted(archive.files)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (
+                {"clips_per_video": None},
+                r"lacks the key clips_per_video, integer of shape \(videos,",
+            ),
+            (
+                {"caption_embeddings": None},
+                r"caption_embeddings, floating of shape \(all captions, D",
+            ),
+            ({"clip_embeddings": np.ones(5)}, r"clip_embeddings must have shape \(all clips, D\)"),
+            (
+                {"clip_embeddings": np.ones((5, 2), int)},
+                "clip_embeddings must be floating, got int",
+            ),
+            (
+                {"clips_per_video": np.array([2.0, 3.0])},
+                "clips_per_video must be integer, got float",
+            ),
+            (
+                {"clips_per_video": np.array([2, 2])},
+                "sum to the rows of clip_embeddings, got 4 and 5",
+            ),
+            (
+                {"clips_per_video": np.array([5, 0])},
+                "must be 1 or above, got 0 at 1; leave out what",
+            ),
+            ({"clip_embeddings": np.ones((5, 3))}, "share their width D, got 3 and 2"),
+            (
+                {"truth": np.array([0, 2])},
+                r"truth must be the paragraph, 0 \.\. 1, of each of the 2",
+            ),
+            ({"clips_per_video": np.array([2, 2, 1])}, "got 3 videos and 2 paragraphs"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, change: dict, message: str, tmp_path: Path) -> None:
+        arrays = {
+            "clip_embeddings": np.ones((5, 2)),
+            "clips_per_video": np.array([2, 3]),
+            "caption_embeddings": np.ones((4, 2)),
+            "captions_per_paragraph": np.array([1, 3]),
+        }
+        arrays.update(change)
+        path = tmp_path / "f.npz"
+        np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+        with pytest.raises(ValueError, match=message):
+            load_features(path)
+
+    @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"text", b"\x93NUMPY\x01"])
+    def test_what_is_no_archive_is_told(self, content: bytes, tmp_path: Path) -> None:
+        path = tmp_path / "f.npz"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is not an .npz file that numpy can read"):
+            load_features(path)
+
+    def test_cut_off_and_pickled_files_are_told(self, tmp_path: Path) -> None:
+        path = tmp_path / "f.npz"
+        save_features(path, VIDEOS, PARAGRAPHS)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ValueError, match="is not an .npz file"):
+            load_features(path)
+        np.savez(path, clip_embeddings=np.array([{}], dtype=object))
+        with pytest.raises(ValueError, match="without pickle"):
+            load_features(path)
+        np.save(tmp_path / "f.npy", np.ones(3))
+        (tmp_path / "f.npy").rename(path)
+        with pytest.raises(ValueError, match="is not an .npz file"):
+            load_features(path)
+
+    def test_nothing_unfit_is_written(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"path must end in \.npz"):
+            save_features(tmp_path / "f.pt", VIDEOS, VIDEOS)
+        with pytest.raises(ValueError, match="one array .n, D. for each, of one width"):
+            save_features(tmp_path / "f.npz", [VIDEOS[0], VIDEOS[1][:, :3]], VIDEOS)
+        assert not list(tmp_path.iterdir())
+
+
+class TestShell:
+    @pytest.fixture
+    def features(self, tmp_path: Path) -> Path:
+        save_features(tmp_path / "features.npz", VIDEOS, PARAGRAPHS)
+        return tmp_path / "features.npz"
+
+    def test_it_prints_what_retrieve_finds(
+        self, features: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        scores = features.parent / "scores.npz"
+        main([str(features), "--no-progress", "--scores", str(scores)])
+        printed = capsys.readouterr()
+        outputs = {name: retrieve(name, VIDEOS, PARAGRAPHS, progress=False) for name in MEASURES}
+        assert printed.out == retrieval_table(outputs) + "\n"
+        assert not printed.err
+        with np.load(scores) as archive:
+            assert np.array_equal(archive["otam"], outputs["otam"].scores.numpy())
+
+    def test_options_reach_it(self, features: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ["--measures", "dtw", "--clips-per-caption", "1.3", "--reference", "youcook2"]
+        main([str(features), *options, "--batch-size", "3"])
+        out = retrieve(BackgroundFiltered(DynamicTimeWarping()), VIDEOS, PARAGRAPHS, progress=False)
+        printed = capsys.readouterr()
+        assert printed.out == retrieval_table({"dtw": out}, reference="youcook2") + "\n"
+        assert "121/121" in printed.err
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--measures", "dtw,foo"], r"error: measure must be one of \['transport', 'dtw'"),
+            (["--clips-per-caption", "0"], "error: clips_per_caption must be"),
+            (["--batch-size", "0"], "error: batch_size must be"),
+        ],
+    )
+    def test_mistakes_end_it_with_a_line(
+        self, features: Path, options: list[str], message: str
+    ) -> None:
+        with pytest.raises(SystemExit, match=message):
+            main([str(features), *options])
+        with pytest.raises(SystemExit, match="error: there is no file"):
+            main([str(features.parent / "nothing.npz")])
