@@ -65,6 +65,7 @@ BELOW: dict[str, set[str]] = {
     "outputs": {"sinkhorn"},
     "metrics": set(),
     "retrieval": {"sequence_measures", "metrics"},
+    "plotting": {"sinkhorn"},
     "video_paragraph": {
         "outputs",
         "sequence_measures",
@@ -91,7 +92,7 @@ OPTIONAL = {
     "pykeops": {"keops_sinkhorn"},
     "tqdm": {"retrieve"},
     "triton": {"small_sinkhorn_triton", "soft_maximum_triton", "soft_maximum_device_triton"},
-    "matplotlib": set(),
+    "matplotlib": {"plotting"},
 }
 
 

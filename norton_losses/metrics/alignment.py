@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from norton_losses.metrics._arrays import Array, check_labels, check_scores
+from norton_losses._arrays import Array, check_labels, check_scores
 
 
 def alignment_recall(

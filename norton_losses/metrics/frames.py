@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from norton_losses.metrics._arrays import Array, check_integers, check_scores
+from norton_losses._arrays import Array, check_integers, check_scores
 
 
 def average_windows(logits: Array, starts: Array, length: int) -> NDArray[np.float64]:

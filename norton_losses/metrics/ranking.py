@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from norton_losses.metrics._arrays import (
+from norton_losses._arrays import (
     Array,
     as_numpy,
     check_index,

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from norton_losses.metrics._arrays import as_numpy
+from norton_losses._arrays import as_numpy
 
 _SIDES = (
     ("clip_embeddings", "clips_per_video", "(all clips, D)", "(videos,)"),

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from norton_losses._arrays import check_index
 from norton_losses._checks import check_count
 from norton_losses._numerics import full_precision, up_cast, working_dtype
 from norton_losses._typing import Range, SequenceMeasure
 from norton_losses.metrics import truth_of_candidates
-from norton_losses.metrics._arrays import check_index
 from norton_losses.retrieval.output import RetrievalOutput, retrieval_metrics
 from norton_losses.retrieval.ragged import Batch, read_ragged
 from norton_losses.sequence_measures import (
