@@ -165,7 +165,7 @@ def _read(plan: TransportPlan | Array, similarity: Array | None) -> _Drawing:
     if similarity is not None:
         similarity = _read_array("similarity", similarity, core.shape, np.floating)
     n, m = core.shape
-    return _Drawing("alignment", core, np.ones(n, np.bool_), np.ones(m, np.bool_), similarity)
+    return _Drawing("alignment", core, np.ones((n,), np.bool_), np.ones((m,), np.bool_), similarity)
 
 
 def _read_plan(plan: TransportPlan, similarity: Array | None) -> _Drawing:

@@ -88,5 +88,6 @@ def test_the_demo_runs_and_writes_what_it_promises(
         assert name in printed
     assert (tmp_path / "alignment.png").stat().st_size > 10_000
     record = json.loads(results.read_text())
-    assert record["measures"] == list(MEASURES)
-    assert [len(row["cells"]) for row in record["table"]] == [5, 5, 5]
+    assert [row["measure"] for row in record["table"]] == list(MEASURES)
+    assert [len(row["cells"]) for row in record["table"]] == [4] * 9
+    assert len(record["columns"]) == 4

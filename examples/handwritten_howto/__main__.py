@@ -22,6 +22,7 @@ from examples.handwritten_howto.training import OBJECTIVES, train
 from norton_losses import NortonLoss, __version__
 
 _SETTINGS = ("seeds", "steps", "temperature", "videos", "held_out")
+COLUMNS = (*OBJECTIVES, "NortonLoss − InfoNCE")
 HELD_OUT_NOISE = Noise(shifted_videos=0.0, irrelevant_captions=0.0)  # background clips stay
 
 
@@ -53,68 +54,54 @@ def main(arguments: list[str] | None = None) -> None:
                     draw_alignment(towers, loss, noisy, first_shifted(noisy), picture)
 
     table = _table(hits)
-    differences = _differences(hits)
-    _print(table, differences, options, time.perf_counter() - start)
+    _print(table, options, time.perf_counter() - start)
     print(f"The alignment of one noisy held-out video: {picture}")
     if options.results:
-        _write(options.results, table, differences, options)
+        _write(options.results, table, options)
 
 
 def _table(hits: dict[str, list[dict[str, np.ndarray]]]) -> list[dict[str, object]]:
+    """A row for each measure, a cell for each objective, and NortonLoss minus InfoNCE.
+
+    The difference is paired by seed and video.
+    """
     rng = np.random.default_rng(0)
     rows: list[dict[str, object]] = []
-    for name, runs in hits.items():
-        cells = []
-        for measure in MEASURES:
-            values = np.stack([run[measure] for run in runs])
-            low, high = interval(values, rng)
-            cells.append(f"{100 * values.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]")
-        rows.append({"objective": name, "cells": cells})
+    for measure in MEASURES:
+        values = {name: np.stack([run[measure] for run in runs]) for name, runs in hits.items()}
+        cells = [_cell(of_objective, rng) for of_objective in values.values()]
+        cells.append(_cell(values["NortonLoss"] - values["InfoNCE"], rng, sign="+"))
+        rows.append({"measure": measure, "cells": cells})
     return rows
 
 
-def _differences(hits: dict[str, list[dict[str, np.ndarray]]]) -> list[dict[str, object]]:
-    """NortonLoss minus InfoNCE, paired by seed and video."""
-    rng = np.random.default_rng(0)
-    cells = []
-    for measure in MEASURES:
-        ours, theirs = (np.stack([r[measure] for r in hits[n]]) for n in ("NortonLoss", "InfoNCE"))
-        low, high = interval(ours - theirs, rng)
-        cells.append(f"{100 * (ours - theirs).mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
-    return [{"objective": "NortonLoss − InfoNCE", "cells": cells}]
+def _cell(values: np.ndarray, rng: np.random.Generator, sign: str = "") -> str:
+    low, high = (100 * bound for bound in interval(values, rng))
+    return f"{100 * values.mean():{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
-def _print(
-    table: list[dict[str, object]],
-    differences: list[dict[str, object]],
-    options: argparse.Namespace,
-    seconds: float,
-) -> None:
+def _print(table: list[dict[str, object]], options: argparse.Namespace, seconds: float) -> None:
     print(
         f"\nR@1 in % on {options.held_out} held-out videos, {options.seeds} seeds, "
         f"{options.steps} steps each from temperature {options.temperature}; 95 % bootstrap "
         "interval over seeds and videos.\n"
-        "Video→paragraph unless it says clip→caption; 'background': clips of nothing left in.\n"
+        "Videos look for their paragraphs; 'background': with clips of nothing left in.\n"
     )
-    widths = [22, *(max(len(measure), 19) for measure in MEASURES)]
-    rows = [("objective", MEASURES), *((r["objective"], r["cells"]) for r in table + differences)]
-    for name, cells in rows:
-        print("  ".join(str(c).ljust(w) for c, w in zip([name, *cells], widths, strict=True)))  # type: ignore[misc]
+    for name, cells in [("measure", COLUMNS), *((row["measure"], row["cells"]) for row in table)]:
+        print("  ".join([f"{name:28}", *(f"{cell:21}" for cell in cells)]).rstrip())  # type: ignore[union-attr]
     print(f"\nDone in {seconds:.0f} s on {torch.get_num_threads()} threads.")
 
 
 def _write(
     path: Path,
     table: list[dict[str, object]],
-    differences: list[dict[str, object]],
     options: argparse.Namespace,
 ) -> None:
     record = {
         "command": "python -m examples.handwritten_howto --results FILE",
         "settings": {key: getattr(options, key) for key in _SETTINGS},
-        "measures": list(MEASURES),
+        "columns": list(COLUMNS),
         "table": table,
-        "differences": differences,
         "machine": {
             "processor": platform.machine(),
             "threads": torch.get_num_threads(),
