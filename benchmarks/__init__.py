@@ -10,7 +10,14 @@ import importlib
 
 from benchmarks.harness.work import Size, Work
 
-SUITES = ("token_similarity", "sinkhorn_backends", "clip_caption", "video_paragraph", "norton_step")
+SUITES = (
+    "token_similarity",
+    "sinkhorn_backends",
+    "clip_caption",
+    "video_paragraph",
+    "sequence_measures",
+    "norton_step",
+)
 
 
 def works_of(suite: str, size: Size) -> list[Work]:

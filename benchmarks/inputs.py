@@ -67,3 +67,23 @@ def embeddings(pairs: int, width: int) -> Inputs:
     clips, noise = (torch.randn(pairs, width, generator=g) for _ in range(2))
     captions = clips + 3**0.5 * noise
     return {"clips": clips.requires_grad_(), "captions": captions.requires_grad_()}
+
+
+def ragged_similarity(
+    sequences: int, longest: int, shortest: int, *, differentiable: bool = True
+) -> Inputs:
+    """(B, B, N, N) in [0, 1], and masks of both sides, valid entries first."""
+    g = torch.Generator().manual_seed(0)
+    made = {"similarity": torch.rand(sequences, sequences, longest, longest, generator=g)}
+    for name in ("clip_mask", "caption_mask"):
+        drawn = lengths(sequences, longest, shortest, g)
+        made[name] = torch.arange(longest) < drawn[:, None]
+    made["similarity"].requires_grad_(differentiable)
+    return made
+
+
+def corpus(sequences: int, length: int, width: int) -> Inputs:
+    """Embeddings (B, N, D) of videos and of their paragraphs, at a cosine near one half."""
+    g = torch.Generator().manual_seed(0)
+    videos, noise = (torch.randn(sequences, length, width, generator=g) for _ in range(2))
+    return {"videos": videos, "paragraphs": videos + 3**0.5 * noise}

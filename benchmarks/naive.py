@@ -8,6 +8,7 @@ the equations; clips are rows, sequences have full length, and every clip and ca
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -218,3 +219,114 @@ def from_parts(
     return clip_caption(clips @ captions.mT) + 0.1 * video_paragraph(
         transport_scores(similarity), length
     )
+
+
+def warping_score(costs: np.ndarray) -> float:
+    """One pair, cell after cell: costs (n, m)."""
+    n, m = costs.shape
+    distances = np.empty((n, m))
+    for a in range(n):
+        for b in range(m):
+            if a and b:
+                before = min(distances[a - 1, b - 1], distances[a - 1, b], distances[a, b - 1])
+            elif a:
+                before = distances[a - 1, b]
+            else:
+                before = distances[a, b - 1] if b else 0.0
+            distances[a, b] = costs[a, b] + before
+    return -distances[-1, -1] / (n + m)
+
+
+def ordered_score(costs: np.ndarray) -> float:
+    """One pair, both ways, cell after cell: costs (n, m)."""
+    return -(_ordered_distance(costs) + _ordered_distance(costs.T)) / sum(costs.shape)
+
+
+def _ordered_distance(costs: np.ndarray) -> float:
+    n, m = costs.shape
+    padded = np.pad(costs, ((0, 0), (1, 1)))
+    distances = np.zeros((n, m + 2))
+    for a in range(n):
+        for b in range(1, m + 2):
+            if not a:
+                before = distances[0, b - 1]
+            elif b in (1, m + 1):
+                before = min(distances[a - 1, b - 1], distances[a - 1, b], distances[a, b - 1])
+            else:
+                before = min(distances[a - 1, b - 1], distances[a, b - 1])
+            distances[a, b] = padded[a, b] + before
+    return distances[-1, -1]
+
+
+def looped_alignment(
+    similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor, score: Callable[..., float]
+) -> Tensor:
+    """A double loop over cells within one over pairs: what one writes first."""
+    costs = 1 - similarity.detach().cpu().numpy()
+    clips, captions = clip_mask.sum(-1).tolist(), caption_mask.sum(-1).tolist()
+    scores = [
+        [score(costs[v, t, :n, :m]) for t, m in enumerate(captions)] for v, n in enumerate(clips)
+    ]
+    return similarity.new_tensor(scores)
+
+
+def smallest(candidates: list[Tensor], smoothing: float) -> Tensor:
+    if smoothing == 0:
+        return torch.stack(candidates).amin(0)
+    return -smoothing * torch.logsumexp(-torch.stack(candidates) / smoothing, 0)
+
+
+def warping_of_all_pairs(
+    similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor, smoothing: float = 0.0
+) -> Tensor:
+    """Cell after cell, all pairs (Bv, Bt) together, padding computed and not read."""
+    *_, n, m = similarity.shape
+    cells: dict[tuple[int, int], Tensor] = {}
+    for a in range(n):
+        for b in range(m):
+            before = [cells[c] for c in ((a - 1, b - 1), (a - 1, b), (a, b - 1)) if c in cells]
+            cost = 1 - similarity[..., a, b]
+            cells[a, b] = cost + smallest(before, smoothing) if before else cost
+    clips, captions = clip_mask.sum(-1)[:, None], caption_mask.sum(-1)[None]
+    table = torch.stack(list(cells.values()), -1)  # (Bv, Bt, n * m)
+    last = ((clips - 1) * m + captions - 1)[..., None]
+    return -table.gather(-1, last).squeeze(-1) / (clips + captions)
+
+
+def ordering_of_all_pairs(
+    similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor, smoothing: float = 0.0
+) -> Tensor:
+    """Both ways, cell after cell, all pairs (Bv, Bt) together."""
+    clips, captions = clip_mask.sum(-1)[:, None], caption_mask.sum(-1)[None]
+    clips, captions = (count.expand(similarity.shape[:2]) for count in (clips, captions))
+    costs = 1 - similarity
+    distance = _ordering(costs, clips, captions, smoothing)
+    return -(distance + _ordering(costs.mT, captions, clips, smoothing)) / (clips + captions)
+
+
+def _ordering(costs: Tensor, clips: Tensor, captions: Tensor, smoothing: float) -> Tensor:
+    *_, n, m = costs.shape
+    free = torch.zeros_like(costs[..., 0, 0])
+    cells: dict[tuple[int, int], Tensor] = {(a, 0): free for a in range(n)}
+    for a in range(n):
+        for b in range(1, m + 1):
+            steps = [(a - 1, b - 1), (a, b - 1)] + [(a - 1, b)] * (b == 1)
+            before = [cells[c] for c in steps if c in cells]
+            cells[a, b] = costs[..., a, b - 1] + smallest(before, smoothing)
+    table = torch.stack([cells[a, b] for a in range(n) for b in range(1, m + 1)], -1)
+    table = table.unflatten(-1, (n, m))
+    index = (captions - 1)[..., None, None].expand(*captions.shape, n, 1)
+    last = table.gather(-1, index).squeeze(-1)  # (..., n), the last caption of each pair
+    closing = [last[..., 0]]
+    for a in range(1, n):
+        closing.append(smallest([last[..., a - 1], closing[-1], last[..., a]], smoothing))
+    return torch.stack(closing, -1).gather(-1, (clips - 1)[..., None]).squeeze(-1)
+
+
+def caption_average(similarity: Tensor) -> Tensor:
+    return similarity.amax(-2).mean(-1)
+
+
+def cosines(videos: Tensor, paragraphs: Tensor) -> Tensor:
+    """Similarity (Bv, Bt, N, M) of embeddings (Bv, N, D) and (Bt, M, D), all of it at once."""
+    return torch.einsum("and,bmd->abnm", normalize(videos, dim=-1), normalize(paragraphs, dim=-1))

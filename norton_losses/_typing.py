@@ -22,8 +22,8 @@ class SequenceMeasure(Protocol):
     def __call__(
         self,
         similarity: Tensor,  # (Bv, Bt, N, M)
-        clip_mask: Tensor,  # (Bv, N)
-        caption_mask: Tensor,  # (Bt, M)
+        clip_mask: Tensor,  # (Bv, N); or (Bv, Bt, N), which BackgroundFiltered hands on
+        caption_mask: Tensor,  # (Bt, M); or (Bv, Bt, M)
     ) -> Tensor: ...  # (Bv, Bt)
 
 

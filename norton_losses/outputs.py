@@ -180,5 +180,7 @@ def _extremes(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _plain(numbers: dict[str, Tensor]) -> dict[str, float]:
-    together = torch.stack([number.double() for number in numbers.values()]).cpu()
+    # On one device: a temperature may stay on the CPU while tokens do not.
+    device = numbers["loss"].device
+    together = torch.stack([n.double().to(device) for n in numbers.values()]).cpu()
     return {name: number.item() for name, number in zip(numbers, together, strict=True)}

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from norton_losses._arrays import as_numpy
+from norton_losses._arrays import Array, as_numpy
 from norton_losses.sinkhorn import TransportPlan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Array: TypeAlias = NDArray[Any] | Tensor
 
 _LONGEST_LABEL = 44  # characters
 _MOST_TICKS = 24
@@ -101,6 +98,7 @@ def plot_alignment(
         framed = _seen(_read_array("truth", truth, (n, m), np.bool_), rows, columns)
 
     core = _seen(drawing.core, rows, columns)
+    _check_finite("plan", core)
     with_bucket = core
     if drawing.of_clips is not None and drawing.of_captions is not None:
         with_bucket = np.pad(core, (0, 1), constant_values=np.nan)
@@ -110,6 +108,7 @@ def plot_alignment(
     panels: list[tuple[str, NDArray[Any], list[str]]] = []
     if drawing.similarity is not None:
         seen = _seen(drawing.similarity, rows, columns)
+        _check_finite("similarity", seen)
         # One more row, empty: captions are to stand side by side in both panels.
         beside = np.pad(seen, ((0, len(with_bucket) - len(core)), (0, 0)), constant_values=np.nan)
         panels.append(("similarity", beside, clip_labels))
@@ -161,9 +160,9 @@ class _Drawing:
 def _read(plan: TransportPlan | Array, similarity: Array | None) -> _Drawing:
     if isinstance(plan, TransportPlan):
         return _read_plan(plan, similarity)
-    core = _read_array("plan", plan, None, np.floating)
+    core = _read_array("plan", plan, None, np.number)
     if similarity is not None:
-        similarity = _read_array("similarity", similarity, core.shape, np.floating)
+        similarity = _read_array("similarity", similarity, core.shape, np.number)
     n, m = core.shape
     return _Drawing("alignment", core, np.ones((n,), np.bool_), np.ones((m,), np.bool_), similarity)
 
@@ -188,7 +187,7 @@ def _read_plan(plan: TransportPlan, similarity: Array | None) -> _Drawing:
         scores, transported, nu = scores[:-1, :-1], transported[:-1, :-1], nu[:-1]
         rows, columns = rows[:-1], columns[:-1]
     if similarity is not None:
-        scores = _read_array("similarity", similarity, scores.shape, np.floating)
+        scores = _read_array("similarity", similarity, scores.shape, np.number)
     return _Drawing(name, transported / nu, rows, columns, scores, of_clips, of_captions)
 
 
@@ -197,6 +196,11 @@ def _seen(
 ) -> NDArray[Any]:
     """What is drawn of (N, M): captions downwards, clips to the right."""
     return np.swapaxes(of_pair[rows][:, columns], 0, 1)
+
+
+def _check_finite(name: str, seen: NDArray[Any]) -> None:
+    if not np.isfinite(seen).all():
+        raise ValueError(f"{name} must be finite where it is drawn, got NaN or infinite entries")
 
 
 def _mark_bucket(axis: Any, values: NDArray[Any]) -> None:
@@ -250,6 +254,4 @@ def _read_array(
         raise ValueError(f"{name} must have shape {wanted} for one pair, got {values.shape}")
     if not np.issubdtype(values.dtype, kind):
         raise ValueError(f"{name} must be {kind.__name__.strip('_')}, got {values.dtype}")
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinite entries")
     return values

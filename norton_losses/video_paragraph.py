@@ -10,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from norton_losses._checks import check_floating, check_group_ids
+from norton_losses._checks import check_floating, check_group_ids, check_mask
 from norton_losses._numerics import full_precision, working_dtype
 from norton_losses._sequences import Sequences, check_paired, read_sequences
 from norton_losses._typing import Range, SequenceMeasure, TokenSimilarity
@@ -22,7 +22,7 @@ from norton_losses.contrastive import (
 )
 from norton_losses.fusion import AbstractTokenSimilarity
 from norton_losses.outputs import VideoParagraphOutput
-from norton_losses.sequence_measures import TransportMeasure, judging_alone
+from norton_losses.sequence_measures import BackgroundFiltered, TransportMeasure, judging_alone
 from norton_losses.sequence_measures.blocks import read_similarity
 from norton_losses.token_similarity import SoftMaximumSimilarity
 
@@ -104,11 +104,20 @@ def explain_video_paragraph(
         )
     if group_ids is not None:
         check_group_ids("group_ids", group_ids, similarity.shape[:1], similarity)
+    for name, mask, length in (
+        ("clip_mask", clip_mask, similarity.shape[2]),
+        ("caption_mask", caption_mask, similarity.shape[3]),
+    ):
+        if mask is not None:  # of sequences: masks for each pair are for measures
+            check_mask(name, mask, (len(similarity), length), similarity)
     similarity, clip_mask, caption_mask = read_similarity(similarity, clip_mask, caption_mask)
 
     with full_precision(similarity):
         plan, bucket_value = None, None
-        if isinstance(measure, TransportMeasure):
+        inner = measure.measure if isinstance(measure, BackgroundFiltered) else measure
+        if isinstance(measure, (TransportMeasure, BackgroundFiltered)) and isinstance(
+            inner, TransportMeasure
+        ):
             transport = measure.explain(
                 similarity, clip_mask, caption_mask, similarity_range=similarity_range
             )

@@ -148,6 +148,18 @@ def test_the_path_explains_the_score(kind: type, smoothing: float) -> None:
 
 
 @both
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_path_is_found_where_no_gradient_is_recorded(kind: type, mode) -> None:
+    similarity, clips, captions = ragged()
+    expected = kind().explain(similarity, clips, captions)
+    with mode():
+        inside = [tensor.clone() for tensor in (similarity, clips, captions)]
+        out = BackgroundFiltered(kind(), 9.0).explain(*inside)
+    assert torch.equal(out.score, expected.score)
+    assert torch.equal(out.alignment, expected.alignment)
+
+
+@both
 def test_a_tie_has_one_path(kind: type) -> None:
     alignment = kind().explain(torch.zeros(1, 1, 4, 4)).alignment[0, 0]
     assert torch.equal(alignment, alignment.round())
@@ -275,6 +287,34 @@ def test_an_alignment_of_ones_own() -> None:
     score = Diagonal()(similarity)
     torch.testing.assert_close(score, -(1 - similarity.diagonal(dim1=2, dim2=3)).sum(-1) / 8)
     assert torch.equal(Diagonal().explain(similarity).alignment[0, 0], torch.eye(4).double())
+
+
+def test_an_alignment_may_learn() -> None:
+    class Weighted(AbstractAlignment):
+        """Warping along the diagonal at a price of its own."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor(2.0))
+
+        def distance(self, costs: Tensor, clips: Tensor, captions: Tensor) -> Tensor:
+            return self.weight * costs.diagonal().sum(-1)
+
+    measure = Weighted()
+    similarity = torch.rand(2, 2, 3, 3, requires_grad=True)
+    measure(similarity).sum().backward()
+    costs = (1 - similarity.diagonal(dim1=2, dim2=3)).sum()
+    torch.testing.assert_close(measure.weight.grad, -costs.detach() / 6)
+    assert similarity.grad is not None
+    torch.testing.assert_close(similarity.grad[0, 1], torch.eye(3) * 2 / 6)
+
+
+def test_masks_changed_before_the_backward_pass_are_refused() -> None:
+    similarity, clips, captions = ragged()
+    score = DynamicTimeWarping()(similarity.requires_grad_(), clips, captions)
+    clips[0, 1] = ~clips[0, 1]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        score.sum().backward()
 
 
 @both

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import naive
+from benchmarks import naive, works_of
 from benchmarks.harness.work import Inputs, placed
-from benchmarks.inputs import embeddings, similarity, tokens
+from benchmarks.inputs import embeddings, ragged_similarity, similarity, tokens
+from benchmarks.sequence_measures import retrievers
 from conftest import HAS_POT
-from norton_losses import ClipCaptionOTLoss, NortonLoss, TorchSinkhorn, TransportMeasure
+from norton_losses import (
+    ClipCaptionOTLoss,
+    DynamicTimeWarping,
+    NortonLoss,
+    OrderedAlignment,
+    TorchSinkhorn,
+    TransportMeasure,
+)
 from norton_losses.functional import clip_caption_loss, soft_maximum, video_paragraph_loss
 from tests.problems import random_problem
 
@@ -139,3 +148,30 @@ def test_log_sinkhorn() -> None:
     u, v = naive.log_sinkhorn(problem.scores, problem.log_mu, problem.log_nu, problem.epsilon, 7)
     found = naive.log_plan(problem.scores, u, v, problem.epsilon).exp()
     torch.testing.assert_close(found, TorchSinkhorn(7).solve(problem).plan)
+
+
+@pytest.mark.parametrize("kind", [DynamicTimeWarping, OrderedAlignment])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_alignments_of_all_pairs(kind: type, smoothing: float) -> None:
+    forms = {
+        DynamicTimeWarping: naive.warping_of_all_pairs,
+        OrderedAlignment: naive.ordering_of_all_pairs,
+    }
+    made = ragged_similarity(6, 7, 1)
+    compare(kind(smoothing), partial(forms[kind], smoothing=smoothing), made)
+
+
+@pytest.mark.parametrize("kind", [DynamicTimeWarping, OrderedAlignment])
+def test_looped_alignments(kind: type) -> None:
+    scores = {DynamicTimeWarping: naive.warping_score, OrderedAlignment: naive.ordered_score}
+    made = ragged_similarity(6, 7, 1, differentiable=False)
+    looped = naive.looped_alignment(**made, score=scores[kind])
+    torch.testing.assert_close(looped, kind()(**made), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(retrievers()))
+def test_retrieval_at_once(name: str) -> None:
+    work = works_of("sequence_measures", "smoke")[-1]
+    made = work.inputs()
+    values = [work.of(c).prepare(made).call() for c in (name, f"{name}, all at once")]
+    torch.testing.assert_close(*values, rtol=0, atol=1e-5)

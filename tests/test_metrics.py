@@ -46,7 +46,7 @@ def test_a_tie_counts_as_its_mean_over_all_orders() -> None:
 def test_a_constant_matrix_is_chance() -> None:
     scores = np.ones((101, 101))
     assert median_rank(scores) == 51
-    assert recall_at(scores, 50) == 0.0
+    assert recall_at(scores, 50) == 0.0  # the mean place counts, wholly or not at all
     assert recall_at(scores, 51) == 1.0
     assert multiple_choice_accuracy(np.ones((9, 2)), np.ones((9, 5, 2)), [0] * 9) == 0.2
     assert alignment_recall(np.ones((10, 1)), [2.0], [4.0]) == pytest.approx(0.3)
@@ -163,6 +163,12 @@ def test_auc_is_the_chance_of_the_right_order() -> None:
         ),
         (lambda: average_windows(np.ones((2, 2, 1)), [0, 3], 5), "frame 2 of 5 lies in none"),
         (lambda: average_windows(np.ones((1, 2, 1)), [-1], 1), "0 or above, got -1"),
+        (lambda: average_windows(np.ones((1, 2, 1)), [0], 0), "length must be a whole number"),
+        (lambda: truth_of_candidates(3, 5), r"truth must have shape \(T,\), got \(\)"),  # type: ignore[arg-type]
+        (
+            lambda: multiple_choice_accuracy(np.full((1, 1), math.inf), np.zeros((1, 2, 1)), [0]),
+            "dot products must not hold NaN",
+        ),
         (lambda: frame_accuracy([0, 0], [0]), r"predicted must have shape \(1,\), got \(2,\)"),
         (lambda: frame_accuracy([[0]], [[0]]), r"truth must have shape \(T,\), got \(1, 1\)"),
         (lambda: frame_accuracy([1], [0], background=0), "of 1 none is left"),

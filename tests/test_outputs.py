@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from norton_losses import (
+    BackgroundFiltered,
     ClipCaptionOTLoss,
     DynamicTimeWarping,
     NortonLoss,
@@ -108,5 +109,22 @@ def test_parts_of_a_plan_are_its_plans() -> None:
     assert torch.equal(plan[1, 2].plan, plan.plan[1, 2])
     assert torch.equal(plan[1].marginal_error, plan.marginal_error[1])
     assert plan[1, 2].problem.has_bucket
-    with pytest.raises(IndexError, match="the plan of one problem"):
-        plan[1, 2][0]
+    mask = torch.eye(3, dtype=torch.bool)
+    assert torch.equal(plan[mask].plan, plan.plan[mask])
+    assert torch.equal(plan[1:, 0].plan, plan.plan[1:, 0])
+    assert len(list(plan)) == 3
+    for wrong in (lambda: plan[1, 2][0], lambda: plan[..., 0], lambda: list(plan[0, 0])):
+        with pytest.raises(TypeError, match="only the batch, all dimensions but the last two"):
+            wrong()
+    cloud = ClipCaptionOTLoss(chunk_rows=2).explain(torch.rand(4, 3), torch.rand(4, 3)).plan
+    with pytest.raises(TypeError, match="the plan of a point cloud has no parts"):
+        cloud[0]  # type: ignore[index]
+
+
+def test_a_filtered_transport_is_explained_as_well() -> None:
+    batch = make_batch(ragged=True, clips=6)
+    measure = BackgroundFiltered(TransportMeasure(), 1.0)
+    out = NortonVideoParagraphLoss(measure=measure).explain(*batch.tokens, **batch.masks)
+    assert out.plan is not None
+    assert (out.plan.log_u.isfinite().sum(-1) <= out.caption_mask.sum(-1) + 1).all()
+    assert 0 <= out.diagnostics()["bucket_mass"] <= 1

@@ -111,6 +111,14 @@ def test_masks_leave_out_what_they_mark() -> None:
     np.testing.assert_array_equal(shown(figure, 0), np.eye(4, 3)[[0, 2, 3]][:, :2].T)
 
 
+def test_what_is_not_drawn_may_hold_anything() -> None:
+    similarity = np.eye(4, 3)
+    similarity[1] = np.nan
+    clips = np.array([True, False, True, True])
+    figure = plot_alignment(np.eye(4, 3, dtype=int), similarity, clip_mask=clips)
+    np.testing.assert_array_equal(shown(figure, 0), np.eye(4, 3)[clips].T)
+
+
 def test_what_training_explains_can_be_drawn() -> None:
     tokens = torch.randn(2, 4, 3, 8, requires_grad=True)
     out = NortonVideoParagraphLoss().explain(tokens, tokens)
@@ -146,7 +154,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
             lambda: plot_alignment(torch.rand(2, 3, 3)),
             r"plan must have shape \(N, M\) for one pair",
         ),
-        (lambda: plot_alignment(torch.eye(3).long()), "plan must be floating, got int64"),
+        (lambda: plot_alignment(torch.eye(3).bool()), "plan must be number, got bool"),
         (lambda: plot_alignment(np.eye(3), np.eye(4)), r"similarity must have shape \(3, 3\)"),
         (lambda: plot_alignment(np.full((2, 2), np.nan)), "plan must be finite"),
         (lambda: plot_alignment(np.eye(3), captions=["a"]), "captions must be 3 labels.*got 1"),

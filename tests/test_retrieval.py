@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +253,29 @@ def test_a_measure_that_yields_nan_is_told() -> None:
         retrieve(broken, VIDEOS, PARAGRAPHS, progress=False)
 
 
+def test_what_is_no_score_or_no_object_is_told() -> None:
+    def rows(similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor) -> Tensor:
+        return similarity.sum((-3, -2, -1))
+
+    with pytest.raises(ValueError, match=r"a score for each video.*\(11, 11\), got shape \(11,\)"):
+        retrieve(rows, VIDEOS, PARAGRAPHS, progress=False)
+    for kind in (TransportMeasure, NortonLoss):
+        with pytest.raises(TypeError, match=f"got the class {kind.__name__}; call it"):
+            retrieve(kind, VIDEOS, PARAGRAPHS, progress=False)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="similarity_range is for a loss"):
+        retrieve("dtw", VIDEOS, PARAGRAPHS, similarity_range=(0.0, 1.0), progress=False)
+
+
+def test_arrays_of_any_memory_and_mixed_dtypes() -> None:
+    arrays = [video.numpy().copy()[::-1] for video in VIDEOS]
+    arrays[0].setflags(write=False)
+    arrays[1] = arrays[1].astype(np.float64)
+    plain = [torch.from_numpy(np.ascontiguousarray(a).copy()).double() for a in arrays]
+    out = retrieve("dtw", arrays, arrays, batch_size=2, progress=False)
+    expected = retrieve("dtw", plain, plain, progress=False)
+    torch.testing.assert_close(out.scores, expected.scores, rtol=0, atol=1e-12)
+
+
 def test_a_fixed_bucket_reaches_the_measure() -> None:
     measure = TransportMeasure(bucket=PromptBucket(value=0.2))
     fixed = retrieve(TransportMeasure(), VIDEOS, PARAGRAPHS, bucket_value=0.2, progress=False)
@@ -351,11 +375,28 @@ class TestFeatureFile:
         with pytest.raises(ValueError, match="is not an .npz file"):
             load_features(path)
 
+    def test_other_members_are_left_alone(self, tmp_path: Path) -> None:
+        path = tmp_path / "f.npz"
+        save_features(path, VIDEOS, PARAGRAPHS)
+        with np.load(path) as archive:
+            arrays = dict(archive)
+        np.savez(path, **arrays, ids=np.array([{}], dtype=object))
+        assert len(load_features(path).videos) == 11
+        np.savez(path, ids=np.array([{}], dtype=object))
+        with pytest.raises(ValueError, match="lacks the key clip_embeddings.*it has ids"):
+            load_features(path)
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("clip_embeddings", b"not an array")
+        with pytest.raises(ValueError, match="clip_embeddings must have shape"):
+            load_features(path)
+
     def test_nothing_unfit_is_written(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"path must end in \.npz"):
             save_features(tmp_path / "f.pt", VIDEOS, VIDEOS)
         with pytest.raises(ValueError, match="one array .n, D. for each, of one width"):
             save_features(tmp_path / "f.npz", [VIDEOS[0], VIDEOS[1][:, :3]], VIDEOS)
+        with pytest.raises(TypeError, match="lists with one array for each, got a tensor"):
+            save_features(tmp_path / "f.npz", torch.rand(2, 3, 4), VIDEOS)
         assert not list(tmp_path.iterdir())
 
 
@@ -382,7 +423,8 @@ class TestShell:
         main([str(features), *options, "--batch-size", "3"])
         out = retrieve(BackgroundFiltered(DynamicTimeWarping()), VIDEOS, PARAGRAPHS, progress=False)
         printed = capsys.readouterr()
-        assert printed.out == retrieval_table({"dtw": out}, reference="youcook2") + "\n"
+        outputs = {"dtw, filtered": out}
+        assert printed.out == retrieval_table(outputs, reference="youcook2") + "\n"
         assert "121/121" in printed.err
 
     @pytest.mark.parametrize(
@@ -391,6 +433,8 @@ class TestShell:
             (["--measures", "dtw,foo"], r"error: measure must be one of \['transport', 'dtw'"),
             (["--clips-per-caption", "0"], "error: clips_per_caption must be"),
             (["--batch-size", "0"], "error: batch_size must be"),
+            (["--device", "abacus"], "error: torch has no device 'abacus' here"),
+            (["--scores", "nowhere/scores.npz"], "error: there is no folder .*nowhere"),
         ],
     )
     def test_mistakes_end_it_with_a_line(

@@ -283,6 +283,12 @@ class TestExplain:
         assert (out.plan.core[0, 0].argmax(0) == torch.arange(6).roll(1)).all()
 
 
+def test_masks_for_each_pair_are_for_measures() -> None:
+    masks = torch.ones(3, 3, 4, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"clip_mask must have shape \(3, 4\), got \(3, 3, 4\)"):
+        video_paragraph_loss(torch.rand(3, 3, 4, 5), clip_mask=masks)
+
+
 class TestScore:
     @pytest.mark.parametrize("bucket_value", [None, 0.2])
     def test_any_tiling_gives_the_same(self, bucket_value: float | None) -> None:

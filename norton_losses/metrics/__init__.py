@@ -1,6 +1,7 @@
 """How good scores are: arrays of numpy or torch in, plain floats out, counted in float64.
 
-No metric lets a constant score look good: ties count as what they would give on average.
+Ties count as what they give on average, so that a constant score is as good as chance; recall at k
+alone asks whether that mean place is among the first k.
 """
 
 from norton_losses.metrics.alignment import alignability_auc, alignment_recall

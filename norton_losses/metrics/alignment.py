@@ -16,7 +16,7 @@ def alignment_recall(
               \le \lceil e_j \rceil \big]
 
     over captions that can be aligned. A tie counts as the share of its seconds that lie there. Of
-    several videos take the mean weighted by their captions.
+    several videos take the mean weighted by their alignable captions.
 
     Args:
         similarity: S (T, M), of each second, or clip, with each caption.

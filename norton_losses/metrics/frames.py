@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from norton_losses._arrays import Array, check_integers, check_scores
+from norton_losses._checks import check_count
 
 
 def average_windows(logits: Array, starts: Array, length: int) -> NDArray[np.float64]:
@@ -30,6 +31,7 @@ def average_windows(logits: Array, starts: Array, length: int) -> NDArray[np.flo
         >>> average_windows(windows, starts=[0, 1], length=3).tolist()
         [[1.0], [3.0], [5.0]]
     """
+    check_count("length", length)
     logits = check_scores("logits", logits, 3)
     first = check_integers("starts", starts, (len(logits),))
     if (first < 0).any():

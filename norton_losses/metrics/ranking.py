@@ -9,9 +9,11 @@ from norton_losses._arrays import (
     Array,
     as_numpy,
     check_index,
+    check_integers,
     check_labels,
     check_scores,
 )
+from norton_losses._checks import check_count
 
 
 def retrieval_ranks(scores: Array, truth: Array | None = None) -> NDArray[np.float64]:
@@ -19,8 +21,8 @@ def retrieval_ranks(scores: Array, truth: Array | None = None) -> NDArray[np.flo
 
     .. math:: r_i = \#\{j : A_{ij} > A_{it}\} + \tfrac12 \#\{j \ne t : A_{ij} = A_{it}\}
 
-    where t is the truth of query i: with equal scores it is the mean place, so that a constant
-    matrix is as good as chance.
+    where t is the truth of query i. Among equals it is the mean place: a constant matrix has the
+    median rank of chance.
 
     Args:
         scores: A (queries, candidates), the more the better; -inf ranks last.
@@ -56,6 +58,9 @@ def retrieval_ranks(scores: Array, truth: Array | None = None) -> NDArray[np.flo
 def recall_at(scores: Array, k: int = 1, truth: Array | None = None) -> float:
     r"""Share of queries whose right candidate is among the first k: mean of :math:`[r_i < k]`.
 
+    A tie counts by its mean place, wholly or not at all: n equals at the top count from
+    :math:`k > (n - 1) / 2` on.
+
     Args:
         scores: (queries, candidates), the more the better. Transpose it for the other direction.
         k: how many candidates a query may look at, 1 at least.
@@ -74,8 +79,7 @@ def recall_at(scores: Array, k: int = 1, truth: Array | None = None) -> float:
         >>> recall_at([[0.9, 0.1, 0.3], [0.8, 0.5, 0.2], [0.1, 0.4, 0.6]], k=1)
         0.6666666666666666
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"k must be a whole number of at least 1, got {k!r}")
+    check_count("k", k)
     return float((retrieval_ranks(scores, truth) < k).mean())
 
 
@@ -121,7 +125,7 @@ def truth_of_candidates(truth: Array, candidates: int) -> NDArray[np.bool_]:
         >>> recall_at(scores_of_paragraphs, 1, truth_of_candidates([0, 0, 1], 2))
         1.0
     """
-    indices = as_numpy(truth)
+    indices = check_integers("truth", truth, (None,))
     return np.swapaxes(_right(indices, (len(indices), candidates)), 0, 1)
 
 
@@ -133,7 +137,7 @@ def multiple_choice_accuracy(videos: Array, candidates: Array, answers: Array) -
     Args:
         videos: (B, D), an embedding for each question.
         candidates: (B, C, D), its answers.
-        answers: (B,), integer, the right one of them.
+        answers: (B,), integer, the right one of them; or (B, C), bool.
 
     Returns:
         A share in [0, 1].
@@ -159,7 +163,7 @@ def multiple_choice_accuracy(videos: Array, candidates: Array, answers: Array) -
             f"{candidates.shape}"
         )
     right = _right(answers, (b, wanted), "answers")
-    scores = np.einsum("bd,bcd->bc", videos, candidates)
+    scores = check_scores("dot products", np.einsum("bd,bcd->bc", videos, candidates), 2)
     top = scores == scores.max(1, keepdims=True)
     return float(((top & right).sum(1) / top.sum(1)).mean())
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from norton_losses.retrieval.feature_file import load_features
 from norton_losses.retrieval.output import RetrievalOutput, retrieval_table
@@ -15,18 +16,22 @@ from norton_losses.retrieval.published_results import PUBLISHED
 from norton_losses.retrieval.retrieve import retrieve
 from norton_losses.sequence_measures import MEASURES, BackgroundFiltered, measure_named
 
+FILTERED = ("dtw", "otam")  # which have to match every clip; the others may leave clips alone
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Rank the videos and paragraphs of a feature file against each other."""
     options = _parse(arguments)
     names: list[str] = options.measures.split(",")
     try:
+        _check_places(options.device, options.scores)
         measures = {name: measure_named(name) for name in names}
         features = load_features(options.features)
         outputs: dict[str, RetrievalOutput] = {}
         for name, measure in measures.items():
-            if options.clips_per_caption is not None:
+            if options.clips_per_caption is not None and name in FILTERED:
                 measure = BackgroundFiltered(measure, options.clips_per_caption)
+                name = f"{name}, filtered"
             outputs[name] = retrieve(
                 measure,
                 features.videos,
@@ -41,6 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             np.savez(options.scores, **{n: o.scores.numpy() for n, o in outputs.items()})  # pyright: ignore
     except (OSError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}")
+
+
+def _check_places(device: str | None, scores: Path | None) -> None:
+    """What would otherwise fail after the work is done."""
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"torch has no device {device!r} here: {error}") from error
+    if scores is not None and not scores.absolute().parent.is_dir():
+        raise ValueError(f"there is no folder {scores.absolute().parent} for the scores")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -58,8 +74,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--clips-per-caption",
         type=float,
         metavar="R",
-        help="keep the R clips for each caption that fit best, as YouCookII with background does "
-        "(1.3); default: all",
+        help="of dtw and otam keep the R clips for each caption that fit best, as YouCookII with "
+        "background does (1.3); default: all",
     )
     parser.add_argument("--batch-size", type=int, default=128, help="sequences of a tile at most")
     parser.add_argument("--device", help="such as cuda; default: the CPU")

@@ -15,6 +15,7 @@ key                      shape                  what
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ _SIDES = (
     ("clip_embeddings", "clips_per_video", "(all clips, D)", "(videos,)"),
     ("caption_embeddings", "captions_per_paragraph", "(all captions, D)", "(paragraphs,)"),
 )
+_KEYS = ("truth", *(key for side in _SIDES for key in side[:2]))
+_UNREADABLE = (ValueError, OSError, EOFError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +66,7 @@ def save_features(
 
     Raises:
         ValueError: arrays of another shape, or of different widths; an unfit truth.
+        TypeError: a padded tensor in place of a list.
 
     Source: the format is this library's own, see :mod:`norton_losses.retrieval.feature_file`.
 
@@ -79,6 +83,11 @@ def save_features(
     if path.suffix != ".npz":
         raise ValueError(f"path must end in .npz, got {path}")
     arrays: dict[str, NDArray[Any]] = {}
+    if any(isinstance(sequences, Tensor) for sequences in (videos, paragraphs)):
+        raise TypeError(
+            "videos and paragraphs must be lists with one array for each, got a tensor; take its "
+            "valid rows, as in [tokens[mask] for tokens, mask in zip(videos, clip_mask)]"
+        )
     for (name, counts, *_), sequences in zip(_SIDES, (videos, paragraphs), strict=True):
         parts = [as_numpy(part) for part in sequences]
         shapes = [part.shape for part in parts]
@@ -121,13 +130,14 @@ def load_features(path: str | Path) -> Features:
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise ValueError("it holds one bare array")
-            arrays = {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, AttributeError) as error:
+            arrays = {name: archive[name] for name in archive.files if name in _KEYS}
+            others = [name for name in archive.files if name not in _KEYS]
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, *_UNREADABLE) as error:
         raise ValueError(
             f"{path} is not an .npz file that numpy can read without pickle ({error}); write it "
             "with norton_losses.retrieval.save_features"
         ) from error
-    _check(arrays, path)
+    _check(arrays, path, others)
     videos, paragraphs = (
         np.split(arrays[name], np.cumsum(arrays[counts])[:-1]) for name, counts, *_ in _SIDES
     )
@@ -135,10 +145,10 @@ def load_features(path: str | Path) -> Features:
     return Features(videos, paragraphs, None if truth is None else truth.astype(np.int64))
 
 
-def _check(arrays: dict[str, NDArray[Any]], path: Path) -> None:
+def _check(arrays: dict[str, NDArray[Any]], path: Path, others: Sequence[str] = ()) -> None:
     for name, counts, shape, shape_of_counts in _SIDES:
-        values = _entry(arrays, name, shape, "f", path)
-        numbers = _entry(arrays, counts, shape_of_counts, "iu", path)
+        values = _entry(arrays, name, shape, "f", path, others)
+        numbers = _entry(arrays, counts, shape_of_counts, "iu", path, others)
         if (numbers < 1).any():
             raise ValueError(
                 f"{path}: {counts} must be 1 or above, got {numbers.min()} at "
@@ -171,15 +181,20 @@ def _check(arrays: dict[str, NDArray[Any]], path: Path) -> None:
 
 
 def _entry(
-    arrays: dict[str, NDArray[Any]], name: str, shape: str, kinds: str, path: Path
+    arrays: dict[str, NDArray[Any]],
+    name: str,
+    shape: str,
+    kinds: str,
+    path: Path,
+    others: Sequence[str] = (),
 ) -> NDArray[Any]:
     kind = "floating" if kinds == "f" else "integer"
     if name not in arrays:
         raise ValueError(
             f"{path} lacks the key {name}, {kind} of shape {shape}; it has "
-            f"{', '.join(sorted(arrays)) or 'none'}"
+            f"{', '.join(sorted([*arrays, *others])) or 'none'}"
         )
-    values = arrays[name]
+    values = np.asarray(arrays[name])  # a member of the archive that is no array comes as bytes
     if values.ndim != shape.count(",") + (not shape.endswith(",)")) or values.size == 0:
         raise ValueError(f"{path}: {name} must have shape {shape}, got {values.shape}")
     if values.dtype.kind not in kinds:

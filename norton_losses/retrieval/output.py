@@ -75,20 +75,21 @@ def retrieval_table(outputs: Mapping[str, RetrievalOutput], *, reference: str | 
         >>> from norton_losses.retrieval import retrieval_table, retrieve
         >>> clips = [torch.eye(6)[i : i + 3] for i in range(4)]
         >>> print(retrieval_table({"dtw": retrieve("dtw", clips, clips, progress=False)}))
-        measure           direction               R@1    R@5   R@10   MedR
-        dtw               video -> paragraph    100.0  100.0  100.0    1.0
-                          paragraph -> video    100.0  100.0  100.0    1.0
+        measure  direction               R@1    R@5   R@10   MedR
+        dtw      video -> paragraph    100.0  100.0  100.0    1.0
+                 paragraph -> video    100.0  100.0  100.0    1.0
     """
     if reference is not None:
         check_choice("reference", reference, list(PUBLISHED))
     head = "".join(f"{f'R@{k}':>7}" for k in KS)
-    lines = [f"{'measure':18}{'direction':20}{head}{'MedR':>7}"]
+    room = 2 + max(len(name) for name in ("measure", *outputs))
+    lines = [f"{'measure':{room}}{'direction':20}{head}{'MedR':>7}"]
     for name, output in outputs.items():
         for direction in ("video_to_paragraph", "paragraph_to_video"):
             metrics: RetrievalMetrics = getattr(output, direction)
             cells = "".join(f"{100 * metrics.recalls[k]:7.1f}" for k in KS)
             title = direction.replace("_to_", " -> ")
-            lines.append(f"{name:18}{title:20}{cells}{metrics.median_rank:7.1f}")
+            lines.append(f"{name:{room}}{title:20}{cells}{metrics.median_rank:7.1f}")
             name = ""
     if reference is not None:
         lines += ["", str(PUBLISHED[reference])]

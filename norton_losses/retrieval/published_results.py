@@ -18,7 +18,7 @@ class Published:
     caution: str
 
     def __str__(self) -> str:
-        lines = [f"published: {self.source}, R@1 / R@5 / R@10 in %"]
+        lines = [f"published: {self.source}, paragraph -> video, R@1 / R@5 / R@10 in %"]
         lines.append(f"{'':24}{'caption-average':20}{'dtw':20}otam")
         for title, rows in self.tables.items():
             lines.append(f"{title}:")
@@ -44,8 +44,9 @@ PUBLISHED = {
             ),
         },
         caution=(
-            "Their evaluators of DTW and OTAM read padded pairs at another cell and scale costs by "
-            "the longest pair; these are the textbook recursions."
+            "Their evaluators of DTW and OTAM take costs of raw dot products, read padded pairs\n"
+            "at another cell and scale costs by the longest pair; here are textbook recursions\n"
+            "of cosines. With background they filter clips for DTW and OTAM alone."
         ),
     )
 }

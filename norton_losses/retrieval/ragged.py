@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -94,7 +96,9 @@ def read_ragged(
         raise ValueError(f"{name} must hold one sequence at least, got none")
     tokens: list[Tensor] = []
     for number, sequence in enumerate(sequences):
-        tensor = torch.as_tensor(sequence).detach()
+        if not isinstance(sequence, Tensor):
+            sequence = torch.as_tensor(np.require(sequence, requirements=["C", "W"]))
+        tensor = sequence.detach()
         if tensor.dim() not in (2, 3) or tensor.dim() != (tokens or [tensor])[0].dim():
             raise ValueError(
                 f"{name}[{number}] must have shape (n, D), or all of {name} (n, T, D), got "
@@ -110,6 +114,8 @@ def read_ragged(
             )
         _check_finite(f"{name}[{number}]", tensor)
         tokens.append(tensor)
+    dtype = reduce(torch.promote_types, {tensor.dtype for tensor in tokens})
+    tokens = [tensor.to(dtype) for tensor in tokens]
     if tokens[0].dim() == 2:
         return Ragged(tokens, None)
     widest = max(tensor.shape[1] for tensor in tokens)

@@ -51,9 +51,10 @@ def retrieve(
 ) -> RetrievalOutput:
     """Score every video with every paragraph, tile by tile, and say how well they find each other.
 
-    A pair's score depends on that pair alone, so the tiling changes nothing but rounding. Memory is
-    that of one tile, some copies of at most 2048 clips with 2048 captions, beside the inputs, their
-    unit vectors and the scores.
+    A pair's score depends on that pair alone, so the tiling changes nothing but rounding: of equal
+    pairs in different tiles the scores may differ in their last digit, and no longer count as a
+    tie. Memory is that of one tile, some copies of 2048 clips with 2048 captions, or of one pair if
+    that is larger, beside the inputs, their unit vectors and a few copies of the scores.
 
     Args:
         loss_or_measure: a loss with ``.score``, such as :class:`~norton_losses.NortonLoss`, which
@@ -63,7 +64,8 @@ def retrieve(
         videos: a list with one array (n, D) of clip embeddings for each video, or (n, F, D) of
             frame tokens for a loss; or a padded tensor (Bv, N, D) or (Bv, N, F, D).
         paragraphs: the same of captions, (m, D) or (m, W, D); or (Bt, M, D) or (Bt, M, W, D).
-        truth: (Bv,), integer, the paragraph of each video; None means paragraph i for video i.
+        truth: (Bv,), integer, the paragraph of each video; None means paragraph i for video i. A
+            paragraph of no video is a candidate, and looks for nothing itself.
         clip_mask: (Bv, N), bool, True where valid, of padded videos.
         caption_mask: (Bt, M), bool, of padded paragraphs.
         frame_mask: (Bv, N, F), bool, of padded 4-d videos.
@@ -103,10 +105,19 @@ def retrieve(
             "project one of them first"
         )
     right = _index(truth, len(ragged_videos), len(ragged_paragraphs))
+    if isinstance(loss_or_measure, type):
+        raise TypeError(
+            f"loss_or_measure must be an object, got the class {loss_or_measure.__name__}; call it"
+        )
     if callable(getattr(loss_or_measure, "score", None)):
         score = _by_loss(loss_or_measure, bucket_value, similarity_range)
     else:
         measure = judging_alone(_read_measure(loss_or_measure), bucket_value)
+        if similarity_range is not None:
+            raise ValueError(
+                "similarity_range is for a loss that rescales its similarity, and here is a "
+                "measure of cosines; leave it out"
+            )
         for name, side in (("videos", ragged_videos), ("paragraphs", ragged_paragraphs)):
             if side.token_masks is not None:
                 raise ValueError(
@@ -125,6 +136,11 @@ def retrieve(
             video_batch = ragged_videos.batch(rows, place)
             for columns in ragged_paragraphs.groups(batch_size):
                 tile = score(video_batch, ragged_paragraphs.batch(columns, place))
+                if tile.shape != (len(rows), len(columns)):
+                    raise ValueError(
+                        "a measure must give a score for each video with each paragraph, here "
+                        f"{(len(rows), len(columns))}, got shape {tuple(tile.shape)}"
+                    )
                 scores[rows[:, None], columns] = tile.to(scores)
                 bar.update(tile.numel())
     seconds = time.perf_counter() - start

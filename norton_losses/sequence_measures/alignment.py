@@ -37,8 +37,9 @@ class AlignmentOutput:
     Attributes:
         score: (Bv, Bt), with the gradient of the similarity.
         alignment: (Bv, Bt, N, M), detached: how often the path of a pair matches clip and caption,
-            the gradient of its distance by its costs. With ``smoothing=0`` these are whole numbers
-            and ``alignment[v, t].nonzero()`` is the path in its order; else expectations.
+            the gradient of its distance by its costs. With ``smoothing=0`` these are whole numbers,
+            else expectations. Of DTW ``alignment[v, t].nonzero()`` is then the path in its order;
+            OTAM has two paths, one for each direction, added up.
     """
 
     score: Tensor
@@ -71,13 +72,17 @@ class AbstractAlignment(nn.Module, ABC):
     ) -> Tensor:
         """Score (Bv, Bt) of every video with every paragraph; 0 where either is absent.
 
+        Of cosines 0 is the best score there is, so mask absent pairs before you rank; the losses'
+        ``score`` does.
+
         Args:
             similarity: (Bv, Bt, N, M), floating; clips and captions in their order in time.
             clip_mask: (Bv, N), bool, True where valid; None means all. (Bv, Bt, N) if it differs
                 from paragraph to paragraph.
             caption_mask: (Bt, M), bool, True where valid; None means all. Or (Bv, Bt, M).
         """
-        return aligned_score(similarity, clip_mask, caption_mask, self.distance)
+        learns = any(parameter.requires_grad for parameter in self.parameters())
+        return aligned_score(similarity, clip_mask, caption_mask, self.distance, learns=learns)
 
     def explain(
         self,
@@ -87,12 +92,16 @@ class AbstractAlignment(nn.Module, ABC):
     ) -> AlignmentOutput:
         """As :meth:`forward`, with the path beside the score."""
         score = self(similarity, clip_mask, caption_mask)
-        leaf = similarity.detach().to(score.dtype).requires_grad_()
-        clips, captions = by_pair(*check_similarity(similarity, clip_mask, caption_mask))
-        with torch.enable_grad():
+        # The path is a gradient, which inference mode would not record, nor of its own tensors.
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = similarity.detach().to(score.dtype, copy=True).requires_grad_()
+            clip_mask, caption_mask = (
+                mask.clone() for mask in check_similarity(similarity, clip_mask, caption_mask)
+            )
+            clips, captions = by_pair(clip_mask, caption_mask)
+            matches = (clips.sum(-1) + captions.sum(-1)).to(score.dtype)
             again = self(leaf, clip_mask, caption_mask)
-        matches = (clips.sum(-1) + captions.sum(-1)).to(score.dtype)
-        (alignment,) = torch.autograd.grad(again, leaf, matches)
+            (alignment,) = torch.autograd.grad(again, leaf, matches)
         return AlignmentOutput(score, alignment + 0)  # as there
 
     def extra_repr(self) -> str:
@@ -100,11 +109,22 @@ class AbstractAlignment(nn.Module, ABC):
 
 
 def aligned_score(
-    similarity: Tensor, clip_mask: Tensor | None, caption_mask: Tensor | None, distance: Distance
+    similarity: Tensor,
+    clip_mask: Tensor | None,
+    caption_mask: Tensor | None,
+    distance: Distance,
+    *,
+    learns: bool = False,
 ) -> Tensor:
-    """Minus the distance of each pair over its clips and captions, (Bv, Bt); 0 for absent pairs."""
+    """Minus the distance of each pair over its clips and captions, (Bv, Bt); 0 for absent pairs.
+
+    A distance that ``learns`` has parameters of its own: all tiles then stay for the backward pass.
+    """
     clips, captions = by_pair(*check_similarity(similarity, clip_mask, caption_mask))
-    return _ByTiles.apply(similarity, _Tiles(similarity, clips, captions, distance))  # pyright: ignore
+    tiles = _Tiles(similarity, clips, captions, distance)
+    if learns:
+        return tiles.scores(similarity)
+    return _ByTiles.apply(similarity, clips, captions, tiles)  # pyright: ignore
 
 
 def smallest(candidates: Sequence[Tensor], smoothing: float) -> Tensor:
@@ -127,17 +147,17 @@ class _ByTiles(torch.autograd.Function):
     """Scores tile by tile; so is their gradient, from costs computed again."""
 
     @staticmethod
-    def forward(ctx: Any, similarity: Tensor, tiles: _Tiles) -> Tensor:
-        ctx.save_for_backward(similarity)
+    def forward(
+        ctx: Any, similarity: Tensor, clips: Tensor, captions: Tensor, tiles: _Tiles
+    ) -> Tensor:
+        # Masks as well, though the tiles hold them: what changes them in between is then refused.
+        ctx.save_for_backward(similarity, clips, captions)
         ctx.tiles = tiles
-        scores = similarity.new_zeros(similarity.shape[:2], dtype=working_dtype(similarity))
-        for tile in tiles:
-            scores[tile.pairs] = tiles.scores_of(tile.of(similarity)[tile.pairs], tile)
-        return scores
+        return tiles.scores(similarity)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        (similarity,) = ctx.saved_tensors
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        similarity, *_ = ctx.saved_tensors
         gradient = torch.zeros_like(similarity)
         twice = torch.is_grad_enabled()  # the gradient is to be differentiated in its turn
         for tile in ctx.tiles:
@@ -149,7 +169,7 @@ class _ByTiles(torch.autograd.Function):
             of_scores = grad_outputs[0][tile.pairs]
             (part,) = torch.autograd.grad(scores, block, of_scores, create_graph=twice)  # pyright: ignore
             tile.of(gradient)[tile.pairs] = part
-        return gradient, None
+        return gradient, None, None, None
 
 
 @dataclass(frozen=True)
@@ -197,6 +217,13 @@ class _Tiles:
             if not self.gaps:
                 n, m = (max(int(c.max()), 1) for c in (clips[rows], captions[columns]))
             yield _Tile(rows, columns, n, m)
+
+    def scores(self, similarity: Tensor) -> Tensor:
+        """Scores (Bv, Bt) of all pairs."""
+        scores = similarity.new_zeros(similarity.shape[:2], dtype=working_dtype(similarity))
+        for tile in self:
+            scores[tile.pairs] = self.scores_of(tile.of(similarity)[tile.pairs], tile)
+        return scores
 
     def scores_of(self, block: Tensor, tile: _Tile) -> Tensor:
         """Scores (bv, bt) of the similarities (bv, bt, n, m) of a tile."""

@@ -50,7 +50,7 @@ def background_mask(
     check_positive("clips_per_caption", clips_per_caption)
     clips, captions = by_pair(*check_similarity(similarity, clip_mask, caption_mask))
     fit = similarity.detach().masked_fill(~captions[..., None, :], -torch.inf).amax(-1)
-    fit = fit.masked_fill(~clips, -torch.inf)
+    fit = fit.clamp(min=torch.finfo(fit.dtype).min).masked_fill(~clips, -torch.inf)
     place = fit.argsort(dim=-1, descending=True, stable=True).argsort(-1)
     # float64, as floats of Python are: 1.3 * 10 must not become 12.999999.
     kept = (clips_per_caption * captions.sum(-1).double()).floor().clamp(min=1)
@@ -91,6 +91,7 @@ class BackgroundFiltered(nn.Module):
         similarity: Tensor,
         clip_mask: Tensor | None = None,
         caption_mask: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
         """Score (Bv, Bt) of every video with every paragraph; 0 where either is absent.
 
@@ -98,14 +99,17 @@ class BackgroundFiltered(nn.Module):
             similarity: (Bv, Bt, N, M), floating; which clips are kept has no gradient.
             clip_mask: (Bv, N), bool, True where valid; None means all. Or (Bv, Bt, N).
             caption_mask: (Bt, M), bool, True where valid; None means all. Or (Bv, Bt, M).
+            options: what else the measure takes.
         """
-        return self.measure(similarity, *self._masks(similarity, clip_mask, caption_mask))
+        masks = self._masks(similarity, clip_mask, caption_mask)
+        return self.measure(similarity, *masks, **options)
 
     def explain(
         self,
         similarity: Tensor,
         clip_mask: Tensor | None = None,
         caption_mask: Tensor | None = None,
+        **options: Any,
     ) -> Any:
         """What the measure's own ``explain`` returns, of the clips that are kept."""
         explain = getattr(self.measure, "explain", None)
@@ -114,7 +118,7 @@ class BackgroundFiltered(nn.Module):
                 f"a {type(self.measure).__name__} has no plan or path to explain; filter a "
                 "TransportMeasure, DynamicTimeWarping or OrderedAlignment"
             )
-        return explain(similarity, *self._masks(similarity, clip_mask, caption_mask))
+        return explain(similarity, *self._masks(similarity, clip_mask, caption_mask), **options)
 
     def with_bucket(self, value: float | None) -> BackgroundFiltered:
         """The same with its measure judging a pair by itself: see :func:`judging_alone`."""

@@ -66,13 +66,12 @@ class TransportPlan:
             torch.Size([4, 5])
         """
         problem = self.problem
-        if not isinstance(problem, TransportProblem) or problem.scores.dim() == 2:
-            raise IndexError(
-                "this is the plan of one problem, and only a batch of plans has parts; index "
-                "plan.plan (n, m) for its entries"
-            )
-        parts = (self.log_u[index], self.log_v[index], self.iterations[index])
-        return TransportPlan(problem[index], *parts, self.tolerance, self.differentiable)
+        if not isinstance(problem, TransportProblem):
+            raise TypeError("the plan of a point cloud has no parts; index plan.plan for entries")
+        part = problem[index]  # which refuses what is no index of the batch
+        log_u, log_v = self.log_u[index], self.log_v[index]
+        iterations = self.iterations[index]
+        return replace(self, problem=part, log_u=log_u, log_v=log_v, iterations=iterations)
 
     @property
     def log_plan(self) -> Tensor:

@@ -143,6 +143,15 @@ class TransportProblem:
 
     def __getitem__(self, index: Any) -> TransportProblem:
         """Some of the batch, by any index of its leading dimensions."""
+        entries: list[Any] = [*index] if isinstance(index, tuple) else [index]  # pyright: ignore
+        masks = [e for e in entries if isinstance(e, Tensor) and e.dtype == torch.bool]
+        used = len(entries) + sum(mask.dim() - 1 for mask in masks)
+        if any(e is None or e is Ellipsis for e in entries) or used > self.scores.dim() - 2:
+            # No IndexError, which would end a loop over the parts of one problem in silence.
+            raise TypeError(
+                "only the batch, all dimensions but the last two, can be indexed, got "
+                f"{index!r} for {tuple(self.scores.shape)}; index .plan, or .scores, for entries"
+            )
         return self._with(self.scores[index], self.log_mu[index], self.log_nu[index])
 
     def block(self, rows: slice) -> Tensor:
