@@ -14,6 +14,7 @@ HAS_POT = importlib.util.find_spec("ot") is not None
 HAS_GEOMLOSS = importlib.util.find_spec("geomloss") is not None
 HAS_KEOPS = importlib.util.find_spec("pykeops") is not None
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 
 # The kernels import Triton, and doctests import the kernels.
 collect_ignore_glob = [] if HAS_TRITON else ["norton_losses/kernels/*_triton.py"]
@@ -29,6 +30,7 @@ NEEDS = {
     "geomloss_sinkhorn.py": (HAS_GEOMLOSS, "GeomLoss is not installed"),
     "keops_sinkhorn.py": (HAS_KEOPS, "KeOps is not installed"),
     "triton_sinkhorn.py": (HAS_TRITON, "Triton is not installed"),
+    "plotting.py": (HAS_MATPLOTLIB, "matplotlib is not installed"),
 }
 
 

@@ -62,8 +62,6 @@ def plot_alignment(
     Source: the figures of transport plans of Lin et al., ICLR 2024, in this library's own form.
 
     Example:
-        >>> import pytest
-        >>> _ = pytest.importorskip("matplotlib")
         >>> import torch
         >>> from norton_losses import TransportMeasure
         >>> from norton_losses.plotting import plot_alignment

@@ -102,7 +102,7 @@ class AbstractAlignment(nn.Module, ABC):
             matches = (clips.sum(-1) + captions.sum(-1)).to(score.dtype)
             again = self(leaf, clip_mask, caption_mask)
             (alignment,) = torch.autograd.grad(again, leaf, matches)
-        return AlignmentOutput(score, alignment + 0)  # as there
+        return AlignmentOutput(score, alignment + 0)  # 0, where -0 would be printed
 
     def extra_repr(self) -> str:
         return f"smoothing={self.smoothing}"
@@ -239,7 +239,7 @@ class _Tiles:
         costs = costs.view(tile.clips, tile.captions, -1)
         costs = costs.masked_fill((rows >= n) | (columns >= m), 0)
         distances = self.distance(costs, n.clamp(min=1), m.clamp(min=1))
-        scores = 0 - distances / (n + m).clamp(min=1)  # -0. would be an odd sight
+        scores = 0 - distances / (n + m).clamp(min=1)  # 0 - 0 is 0, and -0 is -0
         return scores.masked_fill((n == 0) | (m == 0), 0).view(block.shape[:2])
 
 
