@@ -94,7 +94,11 @@ def smooth(name: str, videos: int) -> Work:
 
 
 def retrieval(videos: int, length: int, width: int, claims: tuple[Claim, ...] = ()) -> Work:
-    """The definitions go video by video; so many pairs at once would be large in float64."""
+    """The definitions go by twenty videos; so many pairs at once would be large in float64.
+
+    That of transport is our own measure in float64: its naive form takes minutes on a CPU, and has
+    its gate in the suite of Sinkhorn backends.
+    """
     valid = torch.ones(videos, length, dtype=torch.bool)
     whole: dict[str, Callable[[Tensor], Tensor]] = {
         "transport": TransportMeasure(bucket=None),

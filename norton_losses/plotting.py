@@ -56,6 +56,7 @@ def plot_alignment(
 
     Raises:
         ImportError: matplotlib is not installed.
+        TypeError: neither a plan nor an array.
         ValueError: the plan of a whole batch, shapes or numbers of labels that do not fit, nothing
             left to draw.
 
@@ -206,6 +207,8 @@ def _mark_bucket(axis: Any, values: NDArray[Any]) -> None:
     m, n = values.shape
     axis.axhline(m - 1.5, color="white", linewidth=2)
     axis.axvline(n - 1.5, color="white", linewidth=2)
+    if max(m, n) > _MOST_TICKS:
+        return  # numbers would run into each other
     for j, i in product(range(m), range(n)):
         if (j == m - 1) != (i == n - 1):
             color = "black" if values[j, i] > 0.6 else "white"
@@ -247,6 +250,11 @@ def _read_array(
     name: str, array: Array, shape: tuple[int, ...] | None, kind: type[np.generic]
 ) -> NDArray[Any]:
     values = as_numpy(array)
+    if values.dtype == object:
+        raise TypeError(
+            f"{name} must be an array (N, M), or a TransportPlan such as "
+            f"out.plan[video, paragraph], got {type(array).__name__}"
+        )
     wanted = "(N, M)" if shape is None else str(shape)
     if (values.ndim != 2) if shape is None else (values.shape != shape):
         raise ValueError(f"{name} must have shape {wanted} for one pair, got {values.shape}")

@@ -22,7 +22,14 @@ from norton_losses.contrastive import (
 )
 from norton_losses.fusion import AbstractTokenSimilarity
 from norton_losses.outputs import VideoParagraphOutput
-from norton_losses.sequence_measures import BackgroundFiltered, TransportMeasure, judging_alone
+from norton_losses.sequence_measures import (
+    AbstractAlignment,
+    BackgroundFiltered,
+    CaptionAverage,
+    TransportMeasure,
+    check_measure,
+    judging_alone,
+)
 from norton_losses.sequence_measures.blocks import read_similarity
 from norton_losses.token_similarity import SoftMaximumSimilarity
 
@@ -173,6 +180,7 @@ class NortonVideoParagraphLoss(nn.Module):
 
     Raises:
         ValueError: a temperature out of range.
+        TypeError: a measure that cannot be called, or one in place of the similarity.
 
     Source: Eq. (4)-(6) of Lin et al., ICLR 2024.
 
@@ -196,6 +204,14 @@ class NortonVideoParagraphLoss(nn.Module):
         learnable_temperature: bool = True,
     ) -> None:
         super().__init__()
+        if isinstance(
+            similarity, (AbstractAlignment, BackgroundFiltered, CaptionAverage, TransportMeasure)
+        ):
+            raise TypeError(
+                f"similarity must compare tokens, and a {type(similarity).__name__} is a measure; "
+                "pass it as measure=..."
+            )
+        check_measure(measure)
         self.similarity = SoftMaximumSimilarity() if similarity is None else similarity
         self.measure = TransportMeasure() if measure is None else measure
         self.temperature = Temperature(temperature, learnable=learnable_temperature)

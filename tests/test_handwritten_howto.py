@@ -11,7 +11,6 @@ import torch
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-pytest.importorskip("tqdm", reason="tqdm is not installed")
 
 from examples.handwritten_howto.__main__ import main
 from examples.handwritten_howto.corpus import DIGITS, NOTHING, Corpus, Noise, make_corpus, sentence

@@ -27,11 +27,9 @@ def test_video_paragraph_numbers_are_those_of_the_plan() -> None:
     taken, entropies, sims = [], [], []
     for b in range(3):
         plan = out.plan[b, b]
-        clips, captions = out.clip_mask[b].sum(), out.caption_mask[b].sum()
         to_bucket = plan.plan[:-1, -1].sum() + plan.plan[-1, :-1].sum()
         held = plan.plan[:-1].sum() + plan.plan[:, :-1].sum()
         assert held.item() == pytest.approx(1)  # of n clips and m captions, 1/(n+m) each
-        assert clips + captions > 0
         taken.append(to_bucket.item())
         entropies.append(torch.special.entr(plan.plan).sum().item())
         for c in range(3):

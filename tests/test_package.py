@@ -90,7 +90,7 @@ OPTIONAL = {
     "ot": {"pot_sinkhorn"},
     "geomloss": {"geomloss_sinkhorn"},
     "pykeops": {"keops_sinkhorn"},
-    "tqdm": {"retrieve"},
+    "tqdm": {"retrieve"},  # always installed, imported for the bar alone
     "triton": {"small_sinkhorn_triton", "soft_maximum_triton", "soft_maximum_device_triton"},
     "matplotlib": {"plotting"},
 }

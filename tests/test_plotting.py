@@ -170,6 +170,17 @@ def test_mistakes_are_named(call, message: str) -> None:
         call()
 
 
+def test_what_is_no_plan_is_told() -> None:
+    for wrong in (None, TransportMeasure().explain(torch.rand(1, 1, 3, 3))):
+        with pytest.raises(TypeError, match=r"out.plan\[video, paragraph\], got (None|Transport)"):
+            plot_alignment(wrong)  # type: ignore[arg-type]
+
+
+def test_many_cells_have_no_numbers() -> None:
+    out = TransportMeasure().explain(torch.rand(1, 1, 40, 20))
+    assert not plot_alignment(out.plan[0, 0]).axes[1].texts
+
+
 def test_a_plan_of_half_precision_inputs() -> None:
     out = TransportMeasure().explain(torch.rand(1, 1, 3, 3).bfloat16())
     assert plot_alignment(out.plan[0, 0]).axes

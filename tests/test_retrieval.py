@@ -129,6 +129,15 @@ def test_lists_and_padded_tensors_are_the_same() -> None:
     )
     plain = retrieve("dtw", VIDEOS, [p.numpy() for p in PARAGRAPHS], progress=False)
     assert torch.equal(out.scores, plain.scores)
+    arrays = retrieve(
+        "dtw",
+        videos.numpy(),
+        paragraphs.numpy(),
+        clip_mask=clips.numpy(),  # type: ignore[arg-type]
+        caption_mask=captions.numpy(),  # type: ignore[arg-type]
+        progress=False,
+    )
+    assert torch.equal(arrays.scores, out.scores)
 
 
 def test_frames_may_be_a_list_or_padded() -> None:
@@ -259,6 +268,13 @@ def test_what_is_no_score_or_no_object_is_told() -> None:
 
     with pytest.raises(ValueError, match=r"a score for each video.*\(11, 11\), got shape \(11,\)"):
         retrieve(rows, VIDEOS, PARAGRAPHS, progress=False)
+    with pytest.raises(TypeError, match="a measure must give a torch.Tensor, got ndarray"):
+        retrieve(
+            lambda s, c, t: s.sum((-2, -1)).numpy(),  # type: ignore[arg-type, return-value]
+            VIDEOS,
+            PARAGRAPHS,
+            progress=False,
+        )
     for kind in (TransportMeasure, NortonLoss):
         with pytest.raises(TypeError, match=f"got the class {kind.__name__}; call it"):
             retrieve(kind, VIDEOS, PARAGRAPHS, progress=False)  # type: ignore[arg-type]
@@ -276,7 +292,7 @@ def test_arrays_of_any_memory_and_mixed_dtypes() -> None:
     torch.testing.assert_close(out.scores, expected.scores, rtol=0, atol=1e-12)
 
 
-def test_a_fixed_bucket_reaches_the_measure() -> None:
+def test_a_bucket_is_the_value_given_or_none() -> None:
     measure = TransportMeasure(bucket=PromptBucket(value=0.2))
     fixed = retrieve(TransportMeasure(), VIDEOS, PARAGRAPHS, bucket_value=0.2, progress=False)
     again = retrieve(measure, VIDEOS, PARAGRAPHS, bucket_value=0.2, progress=False)
@@ -395,8 +411,10 @@ class TestFeatureFile:
             save_features(tmp_path / "f.pt", VIDEOS, VIDEOS)
         with pytest.raises(ValueError, match="one array .n, D. for each, of one width"):
             save_features(tmp_path / "f.npz", [VIDEOS[0], VIDEOS[1][:, :3]], VIDEOS)
-        with pytest.raises(TypeError, match="lists with one array for each, got a tensor"):
+        with pytest.raises(TypeError, match="lists with one array for each, got one array"):
             save_features(tmp_path / "f.npz", torch.rand(2, 3, 4), VIDEOS)
+        with pytest.raises(TypeError, match="lists with one array for each, got one array"):
+            save_features(tmp_path / "f.npz", VIDEOS, np.ones((2, 3, 4)))
         assert not list(tmp_path.iterdir())
 
 
@@ -427,6 +445,28 @@ class TestShell:
         assert printed.out == retrieval_table(outputs, reference="youcook2") + "\n"
         assert "121/121" in printed.err
 
+    def test_scores_never_overwrite_the_features(self, features: Path) -> None:
+        with pytest.raises(SystemExit, match="other than the features"):
+            main([str(features), "--scores", str(features)])
+        assert len(load_features(features).videos) == 11
+
+    def test_truth_and_options_are_handed_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        save_features(tmp_path / "f.npz", VIDEOS[:3], PARAGRAPHS[:2], [1, 0, 1])
+        seen: list[dict] = []
+
+        def spy(measure, videos, paragraphs, **options):
+            seen.append(options)
+            return retrieve(measure, videos, paragraphs, **options)
+
+        monkeypatch.setattr("norton_losses.retrieval.__main__.retrieve", spy)
+        options = ["--batch-size", "5", "--device", "cpu", "--no-progress"]
+        main([str(tmp_path / "f.npz"), "--measures", " dtw , otam", *options])
+        assert len(seen) == 2
+        assert seen[0].pop("truth").tolist() == [1, 0, 1]
+        assert seen[0] == {"batch_size": 5, "device": "cpu", "progress": False}
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
@@ -435,6 +475,12 @@ class TestShell:
             (["--batch-size", "0"], "error: batch_size must be"),
             (["--device", "abacus"], "error: torch has no device 'abacus' here"),
             (["--scores", "nowhere/scores.npz"], "error: there is no folder .*nowhere"),
+            (["--scores", "scores"], "error: --scores must name an .npz file other than"),
+            (["--measures", "dtw,"], "error: measure must be one of .* got ''"),
+            (
+                ["--measures", "transport", "--clips-per-caption", "1.3"],
+                "error: --clips-per-caption filters dtw and otam, and --measures names transport",
+            ),
         ],
     )
     def test_mistakes_end_it_with_a_line(

@@ -107,8 +107,11 @@ def test_a_pair_does_not_depend_on_the_others(measure: torch.nn.Module) -> None:
 def test_a_constant_similarity_scores_itself_per_match(measure: torch.nn.Module) -> None:
     if isinstance(measure, AbstractAlignment):
         costs = 0.3 * torch.tensor([4 if isinstance(measure, DynamicTimeWarping) else 7]) / 7
+        score = measure(torch.full((2, 2, 3, 4), 0.7))
         if measure.smoothing == 0:  # the longer side's matches; or those of both directions
-            torch.testing.assert_close(measure(torch.full((2, 2, 3, 4), 0.7)), -costs.expand(2, 2))
+            torch.testing.assert_close(score, -costs.expand(2, 2))
+        else:  # many paths cost the same, and the smooth minimum counts them
+            assert (score > -costs).all()
     elif getattr(measure, "conserve_mass", True) and getattr(measure, "score", "") != "entropic":
         score = measure(torch.full((2, 2, 3, 4), 0.7))
         torch.testing.assert_close(score, torch.full((2, 2), 0.7))

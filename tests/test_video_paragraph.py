@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from norton_losses import (
+    BackgroundFiltered,
     CaptionAverage,
+    DynamicTimeWarping,
     MaxSimilarity,
     MeanSimilarity,
     NortonVideoParagraphLoss,
@@ -287,6 +289,16 @@ def test_masks_for_each_pair_are_for_measures() -> None:
     masks = torch.ones(3, 3, 4, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"clip_mask must have shape \(3, 4\), got \(3, 3, 4\)"):
         video_paragraph_loss(torch.rand(3, 3, 4, 5), clip_mask=masks)
+
+
+def test_what_is_no_measure_is_refused_at_construction() -> None:
+    for wrong in ("dtw", DynamicTimeWarping):
+        with pytest.raises(TypeError, match=r"pass an object such as DynamicTimeWarping\(\)"):
+            NortonVideoParagraphLoss(measure=wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="measure must be called with"):
+            BackgroundFiltered(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a DynamicTimeWarping is a measure; pass it as measure="):
+        NortonVideoParagraphLoss(DynamicTimeWarping())  # type: ignore[arg-type]
 
 
 class TestScore:

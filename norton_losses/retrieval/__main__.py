@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from norton_losses._typing import SequenceMeasure
 from norton_losses.retrieval.feature_file import load_features
 from norton_losses.retrieval.output import RetrievalOutput, retrieval_table
 from norton_losses.retrieval.published_results import PUBLISHED
@@ -22,16 +23,12 @@ FILTERED = ("dtw", "otam")  # which have to match every clip; the others may lea
 def main(arguments: Sequence[str] | None = None) -> None:
     """Rank the videos and paragraphs of a feature file against each other."""
     options = _parse(arguments)
-    names: list[str] = options.measures.split(",")
     try:
-        _check_places(options.device, options.scores)
-        measures = {name: measure_named(name) for name in names}
+        _check_places(options.device, options.scores, options.features)
+        measures = _measures(options.measures, options.clips_per_caption)
         features = load_features(options.features)
         outputs: dict[str, RetrievalOutput] = {}
         for name, measure in measures.items():
-            if options.clips_per_caption is not None and name in FILTERED:
-                measure = BackgroundFiltered(measure, options.clips_per_caption)
-                name = f"{name}, filtered"
             outputs[name] = retrieve(
                 measure,
                 features.videos,
@@ -48,14 +45,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
 
 
-def _check_places(device: str | None, scores: Path | None) -> None:
+def _measures(names: str, clips_per_caption: float | None) -> dict[str, SequenceMeasure]:
+    measures = {name: measure_named(name) for name in map(str.strip, names.split(","))}
+    if clips_per_caption is None:
+        return measures
+    if not set(measures) & set(FILTERED):
+        raise ValueError(
+            f"--clips-per-caption filters {' and '.join(FILTERED)}, and --measures names "
+            f"{', '.join(measures)}; leave it out, or add one of them"
+        )
+    return {
+        f"{name}, filtered" if name in FILTERED else name: (
+            BackgroundFiltered(measure, clips_per_caption) if name in FILTERED else measure
+        )
+        for name, measure in measures.items()
+    }
+
+
+def _check_places(device: str | None, scores: Path | None, features: Path) -> None:
     """What would otherwise fail after the work is done."""
     if device is not None:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"torch has no device {device!r} here: {error}") from error
-    if scores is not None and not scores.absolute().parent.is_dir():
+    if scores is None:
+        return
+    if scores.suffix != ".npz" or scores.resolve() == features.resolve():
+        raise ValueError(f"--scores must name an .npz file other than the features, got {scores}")
+    if not scores.absolute().parent.is_dir():
         raise ValueError(f"there is no folder {scores.absolute().parent} for the scores")
 
 

@@ -83,9 +83,9 @@ def save_features(
     if path.suffix != ".npz":
         raise ValueError(f"path must end in .npz, got {path}")
     arrays: dict[str, NDArray[Any]] = {}
-    if any(isinstance(sequences, Tensor) for sequences in (videos, paragraphs)):
+    if any(isinstance(sequences, (Tensor, np.ndarray)) for sequences in (videos, paragraphs)):
         raise TypeError(
-            "videos and paragraphs must be lists with one array for each, got a tensor; take its "
+            "videos and paragraphs must be lists with one array for each, got one array; take its "
             "valid rows, as in [tokens[mask] for tokens, mask in zip(videos, clip_mask)]"
         )
     for (name, counts, *_), sequences in zip(_SIDES, (videos, paragraphs), strict=True):

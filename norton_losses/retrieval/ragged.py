@@ -75,11 +75,14 @@ class Ragged:
 def read_ragged(
     name: str,
     segment: str,
-    sequences: Tensor | Sequence[Tensor | NDArray[Any]],
+    sequences: Tensor | NDArray[Any] | Sequence[Tensor | NDArray[Any]],
     mask: Tensor | None,
     token_mask: Tensor | None,
 ) -> Ragged:
     """What a user passed as ``name``, sequences of ``segment``: no absent segment is left in it."""
+    if isinstance(sequences, np.ndarray):
+        sequences = torch.as_tensor(np.require(sequences, requirements=["C", "W"]))
+        mask, token_mask = (None if m is None else torch.as_tensor(m) for m in (mask, token_mask))
     if isinstance(sequences, Tensor):
         return _unpadded(name, segment, sequences, mask, token_mask)
     if mask is not None or token_mask is not None:

@@ -29,7 +29,7 @@ from norton_losses.sequence_measures import (
     measure_named,
 )
 
-Sequences: TypeAlias = Tensor | Sequence[Tensor | NDArray[Any]]
+Sequences: TypeAlias = Tensor | NDArray[Any] | Sequence[Tensor | NDArray[Any]]
 _ScoreOfTile: TypeAlias = Callable[[Batch, Batch], Tensor]
 
 
@@ -62,7 +62,7 @@ def retrieve(
             :class:`~norton_losses.DynamicTimeWarping`, of the cosines of clips and captions; or the
             name of one: ``"transport"``, ``"dtw"``, ``"otam"``, ``"caption-average"``.
         videos: a list with one array (n, D) of clip embeddings for each video, or (n, F, D) of
-            frame tokens for a loss; or a padded tensor (Bv, N, D) or (Bv, N, F, D).
+            frame tokens for a loss; or a padded tensor or array (Bv, N, D) or (Bv, N, F, D).
         paragraphs: the same of captions, (m, D) or (m, W, D); or (Bt, M, D) or (Bt, M, W, D).
         truth: (Bv,), integer, the paragraph of each video; None means paragraph i for video i. A
             paragraph of no video is a candidate, and looks for nothing itself.
@@ -71,7 +71,7 @@ def retrieve(
         frame_mask: (Bv, N, F), bool, of padded 4-d videos.
         word_mask: (Bt, M, W), bool, of padded 4-d paragraphs.
         bucket_value: a fixed prompt bucket for a transport, in units of similarity; None means no
-            bucket, since one with a ratio would look at the other candidates.
+            bucket, whatever the measure or the loss was built with, as in the losses' ``score``.
         similarity_range: ``(lo, hi)`` for a loss with ``rescale="minmax"``.
         batch_size: videos, and paragraphs, of a tile at most; fewer where they are long.
         device: where tiles are scored; None means where the videos are.
@@ -136,11 +136,7 @@ def retrieve(
             video_batch = ragged_videos.batch(rows, place)
             for columns in ragged_paragraphs.groups(batch_size):
                 tile = score(video_batch, ragged_paragraphs.batch(columns, place))
-                if tile.shape != (len(rows), len(columns)):
-                    raise ValueError(
-                        "a measure must give a score for each video with each paragraph, here "
-                        f"{(len(rows), len(columns))}, got shape {tuple(tile.shape)}"
-                    )
+                _check_tile(tile, (len(rows), len(columns)))
                 scores[rows[:, None], columns] = tile.to(scores)
                 bar.update(tile.numel())
     seconds = time.perf_counter() - start
@@ -194,6 +190,16 @@ def _read_measure(given: object) -> SequenceMeasure:
             f"({', '.join(MEASURES)}), got {type(given).__name__}"
         ) from error
     return given  # pyright: ignore
+
+
+def _check_tile(tile: object, shape: tuple[int, int]) -> None:
+    if not isinstance(tile, Tensor):
+        raise TypeError(f"a measure must give a torch.Tensor, got {type(tile).__name__}")
+    if tile.shape != shape:
+        raise ValueError(
+            f"a measure must give a score for each video with each paragraph, here {shape}, got "
+            f"shape {tuple(tile.shape)}"
+        )
 
 
 def _index(truth: Any, videos: int, paragraphs: int) -> NDArray[np.int64]:

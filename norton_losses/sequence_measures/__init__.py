@@ -11,7 +11,7 @@ from norton_losses.sequence_measures.dynamic_time_warping import (
     DynamicTimeWarping,
     dynamic_time_warping,
 )
-from norton_losses.sequence_measures.judging_alone import judging_alone
+from norton_losses.sequence_measures.judging_alone import check_measure, judging_alone
 from norton_losses.sequence_measures.names import MEASURES, measure_named
 from norton_losses.sequence_measures.ordered_alignment import OrderedAlignment, ordered_alignment
 from norton_losses.sequence_measures.transport import (
@@ -33,6 +33,7 @@ __all__ = [
     "TransportOutput",
     "background_mask",
     "caption_average",
+    "check_measure",
     "dynamic_time_warping",
     "entropic_score",
     "judging_alone",

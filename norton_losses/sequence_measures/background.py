@@ -11,7 +11,7 @@ from norton_losses._checks import check_positive
 from norton_losses._sequences import by_pair
 from norton_losses._typing import SequenceMeasure
 from norton_losses.sequence_measures.blocks import check_similarity
-from norton_losses.sequence_measures.judging_alone import judging_alone
+from norton_losses.sequence_measures.judging_alone import check_measure, judging_alone
 
 
 def background_mask(
@@ -83,6 +83,7 @@ class BackgroundFiltered(nn.Module):
     def __init__(self, measure: SequenceMeasure, clips_per_caption: float = 1.3) -> None:
         super().__init__()
         check_positive("clips_per_caption", clips_per_caption)
+        check_measure(measure)
         self.measure = measure
         self.clips_per_caption = clips_per_caption
 

@@ -5,6 +5,17 @@ from __future__ import annotations
 from norton_losses._typing import SequenceMeasure
 
 
+def check_measure(measure: object) -> None:
+    """A measure is an object to call, or None where there is a default."""
+    if measure is None or (callable(measure) and not isinstance(measure, type)):
+        return
+    given = measure.__name__ if isinstance(measure, type) else repr(measure)
+    raise TypeError(
+        f"measure must be called with (similarity, clip_mask, caption_mask), got {given}; pass an "
+        "object such as DynamicTimeWarping()"
+    )
+
+
 def judging_alone(measure: SequenceMeasure, bucket_value: float | None) -> SequenceMeasure:
     """The same measure with a fixed bucket or none, if it has a bucket: a ratio is of the batch.
 

@@ -1,4 +1,4 @@
-"""Ordered alignment (OTAM): every caption is matched in order, clips before and after are free."""
+"""Ordered alignment (OTAM): each side told in order along the other, free before and after."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def ordered_alignment(
 
     and :math:`D_{a-1,b}` takes part in the minimum at the first caption and in the last column. So
     each caption is matched with one clip, in order, and clips before the first match and after the
-    last cost nothing. With ``smoothing`` :math:`\gamma` above 0 the minimum is
+    last cost nothing; in D of the transpose captions do, and every clip is matched. With
+    ``smoothing`` :math:`\gamma` above 0 the minimum is
     :math:`-\gamma \log \sum \exp(-\cdot / \gamma)`, smooth in S.
 
     Args:
