@@ -191,9 +191,11 @@ def test_the_table_shows_published_numbers_only_when_asked() -> None:
     assert "published" not in table
     recall = 100 * outputs["dtw"].video_to_paragraph.recalls[1]
     assert f"{recall:.1f}" in table
-    assert str(outputs["dtw"]).splitlines()[1][18:] == table.splitlines()[1][18:]
+    assert outputs["dtw"].table("dtw") == table
+    assert str(outputs["dtw"]) == outputs["dtw"].table("scores")
     beside = retrieval_table(outputs, reference="youcook2")
     assert beside.startswith(table)
+    assert outputs["dtw"].table("dtw", reference="youcook2") == beside
     assert "Norton" in beside
     assert "88.7 / 98.8 / 99.5" in beside
     with pytest.raises(ValueError, match=r"reference must be one of \['youcook2'\], got 'coin'"):

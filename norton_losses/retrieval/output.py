@@ -46,8 +46,12 @@ class RetrievalOutput:
     paragraph_to_video: RetrievalMetrics
     seconds: float
 
+    def table(self, name: str = "scores", *, reference: str | None = None) -> str:
+        """:func:`retrieval_table` of this output alone."""
+        return retrieval_table({name: self}, reference=reference)
+
     def __str__(self) -> str:
-        return retrieval_table({"": self})
+        return self.table()
 
 
 def retrieval_metrics(scores: Tensor, truth: NDArray[Any]) -> RetrievalMetrics:
