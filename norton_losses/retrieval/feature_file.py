@@ -1,15 +1,15 @@
 """Embeddings of videos and paragraphs in one .npz file: what retrieval reads from the shell.
 
-=======================  =====================  ================================================
-key                      shape                  what
-=======================  =====================  ================================================
-``clip_embeddings``      (all clips, D)         floating; the clips of video 0, of video 1, ...
-``clips_per_video``      (videos,)              integer, their sum is the number of clips
-``caption_embeddings``   (all captions, D)      floating
+==========================  ==================  ================================================
+key                         shape               what
+==========================  ==================  ================================================
+``clip_embeddings``         (all clips, D)      floating; the clips of video 0, of video 1, ...
+``clips_per_video``         (videos,)           integer, their sum is the number of clips
+``caption_embeddings``      (all captions, D)   floating
 ``captions_per_paragraph``  (paragraphs,)       integer, their sum is the number of captions
-``truth``                (videos,)              integer, the paragraph of each video; may be left
-                                                out where video i is of paragraph i
-=======================  =====================  ================================================
+``truth``                   (videos,)           integer, the paragraph of each video; may be
+                                                left out where video i is of paragraph i
+==========================  ==================  ================================================
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ _SIDES = (
     ("caption_embeddings", "captions_per_paragraph", "(all captions, D)", "(paragraphs,)"),
 )
 _KEYS = ("truth", *(key for side in _SIDES for key in side[:2]))
-_UNREADABLE = (ValueError, OSError, EOFError)
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    ValueError,
+    OSError,
+    EOFError,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +139,7 @@ def load_features(path: str | Path) -> Features:
                 raise ValueError("it holds one bare array")
             arrays = {name: archive[name] for name in archive.files if name in _KEYS}
             others = [name for name in archive.files if name not in _KEYS]
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, *_UNREADABLE) as error:
+    except _UNREADABLE as error:
         raise ValueError(
             f"{path} is not an .npz file that numpy can read without pickle ({error}); write it "
             "with norton_losses.retrieval.save_features"
@@ -188,14 +195,14 @@ def _entry(
     path: Path,
     others: Sequence[str] = (),
 ) -> NDArray[Any]:
-    kind = "floating" if kinds == "f" else "integer"
+    kind, rank = ("floating", 2) if kinds == "f" else ("integer", 1)
     if name not in arrays:
         raise ValueError(
             f"{path} lacks the key {name}, {kind} of shape {shape}; it has "
             f"{', '.join(sorted([*arrays, *others])) or 'none'}"
         )
     values = np.asarray(arrays[name])  # a member of the archive that is no array comes as bytes
-    if values.ndim != shape.count(",") + (not shape.endswith(",)")) or values.size == 0:
+    if values.ndim != rank or values.size == 0:
         raise ValueError(f"{path}: {name} must have shape {shape}, got {values.shape}")
     if values.dtype.kind not in kinds:
         raise ValueError(f"{path}: {name} must be {kind}, got {values.dtype}")

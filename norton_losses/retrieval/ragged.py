@@ -81,7 +81,7 @@ def read_ragged(
 ) -> Ragged:
     """What a user passed as ``name``, sequences of ``segment``: no absent segment is left in it."""
     if isinstance(sequences, np.ndarray):
-        sequences = torch.as_tensor(np.require(sequences, requirements=["C", "W"]))
+        sequences = _as_tensor(sequences)
         mask, token_mask = (None if m is None else torch.as_tensor(m) for m in (mask, token_mask))
     if isinstance(sequences, Tensor):
         return _unpadded(name, segment, sequences, mask, token_mask)
@@ -100,7 +100,7 @@ def read_ragged(
     tokens: list[Tensor] = []
     for number, sequence in enumerate(sequences):
         if not isinstance(sequence, Tensor):
-            sequence = torch.as_tensor(np.require(sequence, requirements=["C", "W"]))
+            sequence = _as_tensor(sequence)
         tensor = sequence.detach()
         if tensor.dim() not in (2, 3) or tensor.dim() != (tokens or [tensor])[0].dim():
             raise ValueError(
@@ -156,6 +156,11 @@ def _unpadded(
             raise _empty(f"{name}[{number}]", segment)
         _check_finite(f"{name}[{number}]", sequence if masks is None else sequence[masks[number]])
     return Ragged(sequences, masks)
+
+
+def _as_tensor(array: NDArray[Any]) -> Tensor:
+    """Copied only where torch could not share it: negative strides, read-only memory."""
+    return torch.as_tensor(np.require(array, requirements=["C", "W"]))
 
 
 def _prefix(tokens: Tensor, widest: int) -> Tensor:

@@ -131,10 +131,11 @@ def retrieve(
     dtype = working_dtype(ragged_videos.tokens[0], ragged_paragraphs.tokens[0])
     scores = torch.empty(len(ragged_videos), len(ragged_paragraphs), dtype=dtype)
     start = time.perf_counter()
+    column_groups = ragged_paragraphs.groups(batch_size)
     with torch.no_grad(), _bar(scores.numel(), progress) as bar:
         for rows in ragged_videos.groups(batch_size):
             video_batch = ragged_videos.batch(rows, place)
-            for columns in ragged_paragraphs.groups(batch_size):
+            for columns in column_groups:
                 tile = score(video_batch, ragged_paragraphs.batch(columns, place))
                 _check_tile(tile, (len(rows), len(columns)))
                 scores[rows[:, None], columns] = tile.to(scores)

@@ -81,8 +81,11 @@ class AbstractAlignment(nn.Module, ABC):
                 from paragraph to paragraph.
             caption_mask: (Bt, M), bool, True where valid; None means all. Or (Bv, Bt, M).
         """
-        learns = any(parameter.requires_grad for parameter in self.parameters())
-        return aligned_score(similarity, clip_mask, caption_mask, self.distance, learns=learns)
+        clips, captions = by_pair(*check_similarity(similarity, clip_mask, caption_mask))
+        tiles = _Tiles(similarity, clips, captions, self.distance)
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            return tiles.scores(similarity)  # parameters of a distance: all tiles stay for them
+        return _ByTiles.apply(similarity, clips, captions, tiles)  # pyright: ignore
 
     def explain(
         self,
@@ -92,39 +95,18 @@ class AbstractAlignment(nn.Module, ABC):
     ) -> AlignmentOutput:
         """As :meth:`forward`, with the path beside the score."""
         score = self(similarity, clip_mask, caption_mask)
+        masks = check_similarity(similarity, clip_mask, caption_mask)
         # The path is a gradient, which inference mode would not record, nor of its own tensors.
-        with torch.inference_mode(False), torch.enable_grad():
-            leaf = similarity.detach().to(score.dtype, copy=True).requires_grad_()
-            clip_mask, caption_mask = (
-                mask.clone() for mask in check_similarity(similarity, clip_mask, caption_mask)
-            )
-            clips, captions = by_pair(clip_mask, caption_mask)
+        with torch.inference_mode(False), torch.no_grad():
+            similarity = similarity.detach().to(score.dtype, copy=True)
+            clips, captions = by_pair(*(mask.clone() for mask in masks))
             matches = (clips.sum(-1) + captions.sum(-1)).to(score.dtype)
-            again = self(leaf, clip_mask, caption_mask)
-            (alignment,) = torch.autograd.grad(again, leaf, matches)
+            tiles = _Tiles(similarity, clips, captions, self.distance)
+            alignment = tiles.gradient(similarity, matches)
         return AlignmentOutput(score, alignment + 0)  # 0, where -0 would be printed
 
     def extra_repr(self) -> str:
         return f"smoothing={self.smoothing}"
-
-
-def aligned_score(
-    similarity: Tensor,
-    clip_mask: Tensor | None,
-    caption_mask: Tensor | None,
-    distance: Distance,
-    *,
-    learns: bool = False,
-) -> Tensor:
-    """Minus the distance of each pair over its clips and captions, (Bv, Bt); 0 for absent pairs.
-
-    A distance that ``learns`` has parameters of its own: all tiles then stay for the backward pass.
-    """
-    clips, captions = by_pair(*check_similarity(similarity, clip_mask, caption_mask))
-    tiles = _Tiles(similarity, clips, captions, distance)
-    if learns:
-        return tiles.scores(similarity)
-    return _ByTiles.apply(similarity, clips, captions, tiles)  # pyright: ignore
 
 
 def smallest(candidates: Sequence[Tensor], smoothing: float) -> Tensor:
@@ -158,18 +140,7 @@ class _ByTiles(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
         similarity, *_ = ctx.saved_tensors
-        gradient = torch.zeros_like(similarity)
-        twice = torch.is_grad_enabled()  # the gradient is to be differentiated in its turn
-        for tile in ctx.tiles:
-            block = tile.of(similarity)[tile.pairs]
-            if not block.requires_grad:
-                block.requires_grad_()
-            with torch.enable_grad():
-                scores = ctx.tiles.scores_of(block, tile)
-            of_scores = grad_outputs[0][tile.pairs]
-            (part,) = torch.autograd.grad(scores, block, of_scores, create_graph=twice)  # pyright: ignore
-            tile.of(gradient)[tile.pairs] = part
-        return gradient, None, None, None
+        return ctx.tiles.gradient(similarity, grad_outputs[0]), None, None, None
 
 
 @dataclass(frozen=True)
@@ -224,6 +195,21 @@ class _Tiles:
         for tile in self:
             scores[tile.pairs] = self.scores_of(tile.of(similarity)[tile.pairs], tile)
         return scores
+
+    def gradient(self, similarity: Tensor, of_scores: Tensor) -> Tensor:
+        """Gradient by the similarity, from that by the scores (Bv, Bt), costs computed again."""
+        gradient = torch.zeros_like(similarity)
+        twice = torch.is_grad_enabled()  # the gradient is to be differentiated in its turn
+        for tile in self:
+            block = tile.of(similarity)[tile.pairs]
+            if not block.requires_grad:
+                block.requires_grad_()
+            with torch.enable_grad():
+                scores = self.scores_of(block, tile)
+            upstream = of_scores[tile.pairs]
+            (part,) = torch.autograd.grad(scores, block, upstream, create_graph=twice)  # pyright: ignore
+            tile.of(gradient)[tile.pairs] = part
+        return gradient
 
     def scores_of(self, block: Tensor, tile: _Tile) -> Tensor:
         """Scores (bv, bt) of the similarities (bv, bt, n, m) of a tile."""

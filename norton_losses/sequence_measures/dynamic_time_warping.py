@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from norton_losses._checks import check_not_negative
-from norton_losses.sequence_measures.alignment import AbstractAlignment, aligned_score, smallest
+from norton_losses.sequence_measures.alignment import AbstractAlignment, smallest
 
 
 def warping_distance(
@@ -88,10 +86,7 @@ def dynamic_time_warping(
         >>> dynamic_time_warping(in_order.flip(-1))       # backwards: two costs of 1 over 3 + 3
         tensor([[-0.3333]])
     """
-    check_not_negative("smoothing", smoothing)
-    return aligned_score(
-        similarity, clip_mask, caption_mask, partial(warping_distance, smoothing=smoothing)
-    )
+    return DynamicTimeWarping(smoothing)(similarity, clip_mask, caption_mask)
 
 
 @final

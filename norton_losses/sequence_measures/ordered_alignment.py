@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import final
 
 import torch
 from torch import Tensor
 
-from norton_losses._checks import check_not_negative
-from norton_losses.sequence_measures.alignment import AbstractAlignment, aligned_score, smallest
+from norton_losses.sequence_measures.alignment import AbstractAlignment, smallest
 
 
 def ordered_distance(
@@ -97,10 +95,7 @@ def ordered_alignment(
         >>> ordered_alignment(late)                       # two clips of five find no caption
         tensor([[-0.2500]])
     """
-    check_not_negative("smoothing", smoothing)
-    return aligned_score(
-        similarity, clip_mask, caption_mask, partial(ordered_distance, smoothing=smoothing)
-    )
+    return OrderedAlignment(smoothing)(similarity, clip_mask, caption_mask)
 
 
 @final
