@@ -92,7 +92,7 @@ def module(
         learnable_temperature=False,
         chunk_rows=chunk_rows,
     ).to(clips.device)
-    return prepared(loss, {"clip_embeddings": clips, "caption_embeddings": made["captions"]})
+    return prepared(lambda clips, captions: loss(clips, captions), made)
 
 
 def product(count: int) -> Callable[[Inputs], Prepared]:

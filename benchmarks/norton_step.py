@@ -35,6 +35,7 @@ from norton_losses import (
     MeanSimilarity,
     NortonLoss,
     NortonVideoParagraphLoss,
+    Segments,
     TorchSinkhorn,
     TransportMeasure,
 )
@@ -161,9 +162,7 @@ def objective(
 
 
 def released(made: Inputs) -> Prepared:
-    names = {"video": "video_tokens", "text": "text_tokens"}
-    loss = NortonLoss.released().to(made["video"].device)
-    return prepared(loss, {names.get(name, name): tensor for name, tensor in made.items()})
+    return prepared(of_tokens(NortonLoss.released()), made)
 
 
 def training(sizes: TowerSizes, objective: Objective, made: Inputs) -> Prepared:
@@ -202,7 +201,7 @@ def of_embeddings(loss: ClipCaptionOTLoss) -> Objective:
 
 def of_tokens(loss: NortonLoss) -> Objective:
     return lambda video, text, frame_mask, word_mask: loss.to(video.device)(
-        video, text, frame_mask=frame_mask, word_mask=word_mask
+        Segments(video, frame_mask), Segments(text, word_mask)
     )
 
 

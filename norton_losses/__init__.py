@@ -2,8 +2,8 @@
 
 The data's way through the package, a file for each step::
 
-    tokens > token_similarity > prompt_bucket > sinkhorn > sequence_measures > contrastive > loss
-             Eq. (5)            Eq. (6)         Eq. (2-3)                      Eq. (4)
+    segments > token_similarity > prompt_bucket > sinkhorn > sequence_measures > contrastive > loss
+               Eq. (5)            Eq. (6)         Eq. (2-3)                      Eq. (4)
 
 ``video_paragraph`` walks it whole; ``clip_caption`` goes from embeddings through sinkhorn to
 contrastive, Eq. (7-8); ``norton`` adds the two, Eq. (1). Rows are clips, columns are captions, and
@@ -17,17 +17,20 @@ from norton_losses.fusion import AbstractTokenSimilarity
 from norton_losses.norton import NortonLoss
 from norton_losses.outputs import ClipCaptionOutput, NortonOutput, VideoParagraphOutput
 from norton_losses.prompt_bucket import PromptBucket
+from norton_losses.segments import Segments
 from norton_losses.sequence_measures import (
     AbstractAlignment,
-    AlignmentOutput,
+    AbstractSequenceMeasure,
     BackgroundFiltered,
     CaptionAverage,
     DynamicTimeWarping,
+    MeasureOutput,
     OrderedAlignment,
     TransportMeasure,
-    TransportOutput,
 )
+from norton_losses.similarity_block import SimilarityBlock
 from norton_losses.sinkhorn import (
+    AbstractProblem,
     AbstractSinkhorn,
     AutoSinkhorn,
     GeomLossSinkhorn,
@@ -51,9 +54,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AbstractAlignment",
+    "AbstractProblem",
+    "AbstractSequenceMeasure",
     "AbstractSinkhorn",
     "AbstractTokenSimilarity",
-    "AlignmentOutput",
     "AutoSinkhorn",
     "BackgroundFiltered",
     "CaptionAverage",
@@ -64,6 +68,7 @@ __all__ = [
     "KeOpsSinkhorn",
     "MaxSimilarity",
     "MeanSimilarity",
+    "MeasureOutput",
     "NortonLoss",
     "NortonOutput",
     "NortonVideoParagraphLoss",
@@ -71,12 +76,13 @@ __all__ = [
     "POTSinkhorn",
     "PointCloudProblem",
     "PromptBucket",
+    "Segments",
+    "SimilarityBlock",
     "SoftMaximumSimilarity",
     "Support",
     "Temperature",
     "TorchSinkhorn",
     "TransportMeasure",
-    "TransportOutput",
     "TransportPlan",
     "TransportProblem",
     "TritonSinkhorn",

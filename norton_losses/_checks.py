@@ -112,11 +112,11 @@ def _check_number(name: str, value: object) -> None:
                         ".item()")  # fmt: skip
 
 
-def check_count(name: str, value: int | None, *, least: int = 1, optional: bool = False) -> None:
+def check_count(name: str, value: int | None, *, minimum: int = 1, optional: bool = False) -> None:
     if value is None and optional:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value}")
 
 
 def check_fraction(name: str, value: float) -> None:

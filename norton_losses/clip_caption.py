@@ -1,4 +1,4 @@
-"""The clip-caption contrast, Eq. (7) and (8): targets rectified where a negative is not one.
+"""The clip-caption contrast, Eq. (7) and (8), with soft targets for faulty negatives.
 
 ``embeddings (K, D) -> logits -> transport -> targets -> symmetric cross-entropy``
 """
@@ -6,31 +6,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import final
+from typing import Any, NamedTuple, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from norton_losses._checks import (
     check_count,
-    check_device,
-    check_floating,
     check_fraction,
     check_group_ids,
     check_mask,
     check_positive,
-    check_shape,
 )
 from norton_losses._numerics import full_precision, unit, up_cast, working_dtype
-from norton_losses.clip_caption_chunked import chunked_cross_entropy, rectified_targets
-from norton_losses.contrastive import (
-    COLDEST,
-    Temperature,
-    check_square,
-    other_members,
-    symmetric_cross_entropy,
-)
+from norton_losses.clip_caption_chunked import chunked_cross_entropy
+from norton_losses.contrastive import COLDEST, Groups, check_square, contrast
+from norton_losses.loss import AbstractContrastiveLoss, LossInputs
 from norton_losses.outputs import ClipCaptionOutput
+from norton_losses.rectified_targets import rectified_targets
+from norton_losses.segments import Segments
 from norton_losses.sinkhorn import (
     AbstractSinkhorn,
     PointCloudProblem,
@@ -92,80 +86,77 @@ def clip_caption_loss(
         check_mask("mask", mask, logits.shape[:1], logits)
     if group_ids is not None:
         check_group_ids("group_ids", group_ids, logits.shape[:1], logits)
+    if mask is None:
+        mask = logits.new_ones(logits.shape[:1], dtype=torch.bool)
+    pairs = _Pairs(mask, None if group_ids is None else Groups.of(group_ids))
     with full_precision(logits):
         logits = up_cast(logits, working_dtype(logits))
-        return explain_clip_caption(
-            logits, beta, epsilon, resolve(sinkhorn), mask, group_ids, logit_bound=None
-        ).loss
+        targets = _Targets(beta, epsilon, resolve(sinkhorn), logit_bound=None)
+        return _contrast_pairs(logits, pairs, targets).loss
 
 
-def explain_clip_caption(
-    logits: Tensor,
-    beta: float,
-    epsilon: float,
-    sinkhorn: AbstractSinkhorn,
-    mask: Tensor | None,
-    group_ids: Tensor | None,
-    logit_bound: float | None,
-) -> ClipCaptionOutput:
-    """:func:`clip_caption_loss` and everything on the way to it.
+class _Pairs(NamedTuple):
+    """Which of K pairs take part, and which are not each other's negatives."""
+
+    mask: Tensor  # (K,)
+    groups: Groups | None
+
+
+class _Targets(NamedTuple):
+    """How targets are made.
 
     ``logit_bound`` is a bound on the logits' size, None if nothing is known: the transport is then
     carried out in float64, because logits that span 1e5 epsilons leave float32 no digit to tell
     them apart, and reading how far they do span would make the host wait for the GPU.
     """
-    if mask is None:
-        mask = logits.new_ones(len(logits), dtype=torch.bool)
+
+    beta: float
+    epsilon: float
+    sinkhorn: AbstractSinkhorn
+    logit_bound: float | None
+
+    def transport_dtype(self, like: Tensor) -> torch.dtype:
+        bound = self.logit_bound
+        known = bound is not None and 2 * bound / self.epsilon <= _FLOAT32_RANGE
+        return like.dtype if known else torch.float64
+
+
+def _contrast_pairs(logits: Tensor, pairs: _Pairs, how: _Targets) -> ClipCaptionOutput:
+    """Eq. (7) and (8), with all logits (K, K) held."""
+    mask, groups = pairs
     candidates = mask[:, None] & mask[None, :]
     logits = logits.masked_fill(~candidates, 0)
     identity = torch.diag(mask).to(logits.dtype)
     plan, transported, duplicates = None, None, None
-    if beta > 0:
-        bounds = None if logit_bound is None else (-logit_bound, logit_bound)
-        problem = TransportProblem.uniform(logits.detach(), mask, mask, epsilon, score_range=bounds)
-        plan = sinkhorn.solve(problem.to(_transport_dtype(logits, logit_bound, epsilon)))
+    if how.beta > 0:
+        problem = TransportProblem.uniform(logits.detach(), mask, mask, how.epsilon)
+        plan = how.sinkhorn.solve(problem.to(how.transport_dtype(logits)))
         transported = mask.sum() * plan.plan.to(logits.dtype)
-    if group_ids is not None:
-        duplicates = other_members(group_ids)
+    if groups is not None:
+        duplicates = groups.duplicates()
         candidates = candidates & ~duplicates
-    targets = rectified_targets(identity, transported, beta, duplicates)
-    loss = symmetric_cross_entropy(logits, targets, anchors=mask, candidates=candidates)
+    targets = rectified_targets(identity, transported, how.beta, duplicates)
+    loss = contrast(logits, targets, mask, candidates)
     return ClipCaptionOutput(loss, logits.detach(), targets, plan, mask)
 
 
-def explain_clip_caption_chunked(
-    clips: Tensor,
-    captions: Tensor,
-    beta: float,
-    epsilon: float,
-    sinkhorn: AbstractSinkhorn,
-    mask: Tensor | None,
-    group_ids: Tensor | None,
-    logit_bound: float | None,
-    chunk_rows: int,
+def _contrast_points(
+    clips: Tensor, captions: Tensor, pairs: _Pairs, how: _Targets, chunk_rows: int
 ) -> ClipCaptionOutput:
-    """:func:`explain_clip_caption` of logits ``clips @ captions.T``, by blocks of rows."""
-    if mask is None:
-        mask = clips.new_ones(len(clips), dtype=torch.bool)
-    even = log_marginal(mask, clips.new_zeros(()))
+    """The same of logits ``clips @ captions.T``, a block of rows at a time."""
+    even = log_marginal(pairs.mask, clips.new_zeros(()))
     problem = PointCloudProblem(
-        clips, captions, even, even, epsilon, chunk_rows=chunk_rows, check_values=False
+        clips, captions, even, even, how.epsilon, chunk_rows=chunk_rows, check_values=False
     )
     plan = None
-    if beta > 0:
-        dtype = _transport_dtype(clips, logit_bound, epsilon)
-        plan = sinkhorn.solve(problem.detach().to(dtype))
-    loss = chunked_cross_entropy(problem, plan, beta, mask, group_ids)
-    return ClipCaptionOutput(loss, None, None, plan, mask)
-
-
-def _transport_dtype(like: Tensor, logit_bound: float | None, epsilon: float) -> torch.dtype:
-    known = logit_bound is not None and 2 * logit_bound / epsilon <= _FLOAT32_RANGE
-    return like.dtype if known else torch.float64
+    if how.beta > 0:
+        plan = how.sinkhorn.solve(problem.detach().to(how.transport_dtype(clips)))
+    loss = chunked_cross_entropy(problem, plan, how.beta, *pairs)
+    return ClipCaptionOutput(loss, None, None, plan, pairs.mask)
 
 
 @final
-class ClipCaptionOTLoss(nn.Module):
+class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
     r"""Contrasts clips with captions; transport finds the negatives that are none.
 
     .. math:: L_{clip} = -\frac1K \sum_{ij} T_{ij} \big[ \log \mathrm{softmax}_j(l_{i \cdot})_j
@@ -173,6 +164,11 @@ class ClipCaptionOTLoss(nn.Module):
 
     with logits l the cosine of clip i and caption j over a temperature, and Q their transport plan
     at uniform marginals, without gradient: a caption that fits other clips too shares its target.
+
+    It is called as the other losses, with two sides whose embeddings are compared, clip i of video
+    b with caption i of paragraph b; a pair counts if both are there. Plain embeddings (K, D) of K
+    pairs will do as well. ``group_ids`` are (B,), or (B, N) of the pairs, or (K,): pairs of the
+    same group are duplicates, not negatives; with (B,) those of one sequence stay negatives.
 
     Args:
         beta: share of the target that follows the plan, in [0, 1]; 0 is InfoNCE, summed over both
@@ -215,7 +211,7 @@ class ClipCaptionOTLoss(nn.Module):
         learnable_temperature: bool = True,
         chunk_rows: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(temperature, learnable_temperature)
         check_fraction("beta", beta)
         check_positive("epsilon", epsilon)
         check_count("chunk_rows", chunk_rows, optional=True)
@@ -224,97 +220,43 @@ class ClipCaptionOTLoss(nn.Module):
         self.epsilon = epsilon
         self.sinkhorn = resolve(sinkhorn)
         self.normalize = normalize
-        self.temperature = (
-            None
-            if temperature is None
-            else Temperature(temperature, learnable=learnable_temperature)
-        )
 
-    def forward(
-        self,
-        clip_embeddings: Tensor,
-        caption_embeddings: Tensor,
-        *,
-        mask: Tensor | None = None,
-        group_ids: Tensor | None = None,
-        logit_scale: Tensor | float | None = None,
-    ) -> Tensor:
-        """The loss (), float32 or wider.
+    def read(self, video: Any, text: Any, group_ids: Any, logit_scale: Any) -> LossInputs:
+        return super().read(_lifted(video), _lifted(text), group_ids, logit_scale)
 
-        Args:
-            clip_embeddings: (..., D), floating; the leading dimensions are flattened to K pairs.
-            caption_embeddings: (..., D), floating, entry i belongs to entry i of the clips.
-            mask: (...), bool, the valid pairs; None means all.
-            group_ids: (...), integer. Pairs of the same group are duplicates, not negatives.
-            logit_scale: () multiplies the logits in place of this loss's temperature. It is already
-                exponentiated: 1 / tau, not its logarithm.
+    def check(self, inputs: LossInputs) -> None:
+        self.check_logit_scale(inputs.logit_scale)
+        clips, captions = inputs.video.mask, inputs.text.mask
+        if clips.shape != captions.shape:
+            raise ValueError(
+                "clip i is paired with caption i, so there must be as many of each, got N = "
+                f"{clips.shape[1]} clips and M = {captions.shape[1]} captions; group flat tokens "
+                "(K, T, D) by Segments.from_flat(tokens, counts), or use "
+                "NortonVideoParagraphLoss, which takes any N and M"
+            )
+        if inputs.group_ids is not None:
+            shape = _shape_of_groups(inputs.group_ids, clips)
+            check_group_ids("group_ids", inputs.group_ids, shape, clips)
 
-        Raises:
-            ValueError: shapes that differ; a ``logit_scale`` beside a temperature.
-            TypeError: embeddings that are not floating, a mask that is not bool.
-        """
-        return self.explain(
-            clip_embeddings,
-            caption_embeddings,
-            mask=mask,
-            group_ids=group_ids,
-            logit_scale=logit_scale,
-        ).loss
-
-    def explain(
-        self,
-        clip_embeddings: Tensor,
-        caption_embeddings: Tensor,
-        *,
-        mask: Tensor | None = None,
-        group_ids: Tensor | None = None,
-        logit_scale: Tensor | float | None = None,
-    ) -> ClipCaptionOutput:
-        """As :meth:`forward`, with logits, targets and plan beside the loss."""
-        self.check_logit_scale(logit_scale)
-        _check_embeddings(clip_embeddings, caption_embeddings, mask, group_ids)
-        mask = None if mask is None else mask.flatten()
-        group_ids = None if group_ids is None else group_ids.flatten()
-        dtype = working_dtype(clip_embeddings, caption_embeddings)
-        clips = up_cast(clip_embeddings, dtype).flatten(0, -2)  # (K, D)
-        captions = up_cast(caption_embeddings, dtype).flatten(0, -2)  # (K, D)
-        bound = 1 / COLDEST if self.normalize and logit_scale is None else None
-        with full_precision(clip_embeddings):
-            if self.normalize:
-                clips, captions = unit(clips, mask), unit(captions, mask)
-            elif mask is not None:
-                clips = clips.masked_fill(~mask[:, None], 0)
-                captions = captions.masked_fill(~mask[:, None], 0)
-            if self.temperature is not None:
-                logit_scale = 1 / self.temperature()
-            if not isinstance(logit_scale, Tensor):
-                logit_scale = clips.new_full((), 1.0 if logit_scale is None else logit_scale)
-            scale = logit_scale.reshape(())
-            settings = self.beta, self.epsilon, self.sinkhorn, mask, group_ids, bound
-            if self.chunk_rows is None:
-                out = explain_clip_caption(clips @ captions.T * scale, *settings)
-            else:
-                out = explain_clip_caption_chunked(
-                    clips * scale, captions, *settings, self.chunk_rows
-                )
+    def evaluate(self, inputs: LossInputs) -> ClipCaptionOutput:
+        mask = (inputs.video.mask & inputs.text.mask).flatten()  # (K,)
+        clips, captions = (
+            side.embeddings.flatten(0, 1) for side in (inputs.video, inputs.text)
+        )  # (K, D)
+        if self.normalize:
+            clips, captions = unit(clips, mask), unit(captions, mask)
+        else:
+            absent = ~mask[:, None]
+            clips, captions = clips.masked_fill(absent, 0), captions.masked_fill(absent, 0)
+        scale = self.scale(inputs)
+        bound = 1 / COLDEST if self.normalize and inputs.logit_scale is None else None
+        how = _Targets(self.beta, self.epsilon, self.sinkhorn, bound)
+        pairs = _Pairs(mask, _groups(inputs.group_ids, inputs.video.mask))
+        if self.chunk_rows is None:
+            out = _contrast_pairs(clips @ captions.T * scale, pairs, how)
+        else:
+            out = _contrast_points(clips * scale, captions, pairs, how, self.chunk_rows)
         return replace(out, temperature=1 / scale.detach())
-
-    def check_logit_scale(self, logit_scale: Tensor | float | None) -> None:
-        """Raise unless ``logit_scale`` is a single number and the only temperature."""
-        if logit_scale is None:
-            return
-        if self.temperature is not None:
-            raise ValueError(
-                "logit_scale replaces the temperature, and this loss has one of its own; build it "
-                "with ClipCaptionOTLoss(temperature=None), or leave logit_scale out"
-            )
-        if not isinstance(logit_scale, Tensor):
-            check_positive("logit_scale", logit_scale)
-        elif logit_scale.numel() != 1:
-            raise ValueError(
-                "logit_scale must be a single number, already exponentiated, got shape "
-                f"{tuple(logit_scale.shape)}; for CLIP models pass model.logit_scale.exp()"
-            )
 
     def extra_repr(self) -> str:
         return (
@@ -323,17 +265,25 @@ class ClipCaptionOTLoss(nn.Module):
         )
 
 
-def _check_embeddings(
-    clip_embeddings: Tensor,
-    caption_embeddings: Tensor,
-    mask: Tensor | None,
-    group_ids: Tensor | None,
-) -> None:
-    check_floating("clip_embeddings", clip_embeddings, "(..., K, D)")
-    check_floating("caption_embeddings", caption_embeddings, "(..., K, D)")
-    check_shape("caption_embeddings", caption_embeddings, clip_embeddings.shape)
-    check_device("caption_embeddings", caption_embeddings, clip_embeddings)
-    if mask is not None:
-        check_mask("mask", mask, clip_embeddings.shape[:-1], clip_embeddings)
-    if group_ids is not None:
-        check_group_ids("group_ids", group_ids, clip_embeddings.shape[:-1], clip_embeddings)
+def _lifted(side: Segments | Tensor) -> Segments | Tensor:
+    """Embeddings (K, D) as one sequence of K segments."""
+    flat = isinstance(side, Tensor) and side.dim() == 2
+    return side[None] if flat else side
+
+
+def _shape_of_groups(group_ids: Any, mask: Tensor) -> tuple[int, ...]:
+    """The layout of group ids that was meant: of sequences, of pairs, or of flat pairs."""
+    b, n = mask.shape
+    given = getattr(group_ids, "shape", None)
+    if b == 1:
+        return (1, n) if given == (1, n) else (n,)
+    return (b,) if given == (b,) else (b, n)
+
+
+def _groups(group_ids: Tensor | None, mask: Tensor) -> Groups | None:
+    if group_ids is None:
+        return None
+    if group_ids.numel() == mask.numel():
+        return Groups.of(group_ids.flatten())
+    sequence = torch.arange(mask.shape[0], device=mask.device)[:, None].expand(mask.shape)
+    return Groups(group_ids[:, None].expand(mask.shape).flatten(), sequence.flatten())

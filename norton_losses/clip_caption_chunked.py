@@ -6,31 +6,9 @@ import torch
 from torch import Tensor
 
 from norton_losses._numerics import masked_logsumexp
+from norton_losses.contrastive import Groups
+from norton_losses.rectified_targets import rectified_targets
 from norton_losses.sinkhorn import PointCloudProblem, TransportPlan
-
-
-def rectified_targets(
-    identity: Tensor, transported: Tensor | None, beta: float, duplicates: Tensor | None
-) -> Tensor:
-    r"""Rows of :math:`T = (1 - \beta) I + \beta K Q`, without what is not a negative.
-
-    Args:
-        identity: rows of I (rows, K), 0 where a pair is not valid.
-        transported: the same rows of K Q, or None for ``beta=0``.
-        beta: share of the target that follows the plan.
-        duplicates: (rows, K), bool, pairs that share a group; None means none.
-
-    Source: Eq. (8) of Lin et al., ICLR 2024.
-    """
-    targets = identity
-    if transported is not None:
-        targets = (1 - beta) * identity + beta * transported
-    if duplicates is None:
-        return targets
-    kept = targets.masked_fill(duplicates, 0)
-    before, after = targets.sum(-1, keepdim=True), kept.sum(-1, keepdim=True)
-    emptied = after == 0  # beta = 1 allows it: the row's mass then goes to its own pair
-    return torch.where(emptied, identity, kept / after.masked_fill(emptied, 1)) * before
 
 
 def chunked_cross_entropy(
@@ -38,7 +16,7 @@ def chunked_cross_entropy(
     plan: TransportPlan | None,
     beta: float,
     mask: Tensor,
-    group_ids: Tensor | None,
+    groups: Groups | None,
 ) -> Tensor:
     r"""The loss of logits that exist a block of rows at a time.
 
@@ -55,7 +33,7 @@ def chunked_cross_entropy(
         plan: the transport behind the targets, or None for ``beta=0``.
         beta: share of the target that follows the plan.
         mask: (K,), bool, the valid pairs.
-        group_ids: (K,), integer, or None.
+        groups: which pairs are not each other's negatives, or None.
     """
     index = torch.arange(len(mask), device=mask.device)
     own_logits = (problem.x.detach() * problem.y.detach()).sum(-1)  # d, a constant
@@ -64,8 +42,8 @@ def chunked_cross_entropy(
         own = index[rows, None] == index
         candidates, duplicates = mask[rows, None] & mask, None
         identity = (own & mask).to(logits.dtype)
-        if group_ids is not None:
-            duplicates = (group_ids[rows, None] == group_ids) & ~own
+        if groups is not None:
+            duplicates = groups.duplicates(rows)
             candidates = candidates & ~duplicates
         targets = rectified_targets(identity, transported(rows, logits), beta, duplicates)
         alone = ~candidates.any(0)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
 from norton_losses._checks import check_floating, check_mask, check_shape
 from norton_losses._numerics import masked_log_softmax, up_cast, working_dtype
+from norton_losses._scalar import ScalarState
 
 COLDEST, HOTTEST = 0.01, 1.0  # the temperatures allowed
 
@@ -57,8 +58,12 @@ def symmetric_cross_entropy(
         candidates = torch.ones_like(logits, dtype=torch.bool)
     check_mask("anchors", anchors, logits.shape[:1], logits)
     check_mask("candidates", candidates, logits.shape, logits)
-
     logits = up_cast(logits, working_dtype(logits, targets))
+    return contrast(logits, targets, anchors, candidates)
+
+
+def contrast(logits: Tensor, targets: Tensor | None, anchors: Tensor, candidates: Tensor) -> Tensor:
+    """:func:`symmetric_cross_entropy` of arguments that are known to fit."""
     log_p = masked_log_softmax(logits, candidates, 1) + masked_log_softmax(logits, candidates, 0)
     if targets is None:
         surprise = -log_p.diagonal()
@@ -68,10 +73,26 @@ def symmetric_cross_entropy(
     return surprise.masked_fill(~anchors, 0).sum() / anchors.sum().clamp(min=1)
 
 
-def other_members(group_ids: Tensor) -> Tensor:
-    """(K, K): True where two different entries share their group."""
-    same = group_ids[:, None] == group_ids[None, :]
-    return same & ~torch.eye(len(group_ids), dtype=torch.bool, device=group_ids.device)
+class Groups(NamedTuple):
+    """Which of K entries are not each other's negatives: those of one group, not of one member.
+
+    Attributes:
+        group: (K,), integer.
+        member: (K,), integer; entries of one member stay negatives of each other.
+    """
+
+    group: Tensor
+    member: Tensor
+
+    @staticmethod
+    def of(group_ids: Tensor) -> Groups:
+        """Each entry is a member of its own."""
+        return Groups(group_ids, torch.arange(group_ids.shape[0], device=group_ids.device))
+
+    def duplicates(self, rows: slice = slice(None)) -> Tensor:
+        """(rows, K), bool."""
+        same = self.group[rows, None] == self.group
+        return same & (self.member[rows, None] != self.member)
 
 
 def check_temperature(temperature: float) -> None:
@@ -112,7 +133,7 @@ class _ClampWithReturn(torch.autograd.Function):
 
 
 @final
-class Temperature(nn.Module):
+class Temperature(ScalarState):
     r"""The temperature of a contrastive loss, learned on a logarithmic scale.
 
     .. math:: \tau = e^{-s}, \quad s = \mathrm{clamp}(\texttt{log\_scale}, 0, \log 100)
@@ -140,14 +161,14 @@ class Temperature(nn.Module):
     def __init__(self, value: float = 0.07, *, learnable: bool = True) -> None:
         super().__init__()
         check_temperature(value)
-        log_scale = torch.tensor(-math.log(value))
+        log_scale = torch.full((1,), -math.log(value))
         if learnable:
             self.log_scale = nn.Parameter(log_scale)
         else:
             self.register_buffer("log_scale", log_scale)
 
     def forward(self) -> Tensor:
-        log_scale = up_cast(self.log_scale, working_dtype(self.log_scale))
+        log_scale = up_cast(self.log_scale, working_dtype(self.log_scale)).reshape(())
         bounds = -math.log(HOTTEST), -math.log(COLDEST)
         return (-_ClampWithReturn.apply(log_scale, *bounds)).exp()  # pyright: ignore
 

@@ -5,10 +5,10 @@ from norton_losses.contrastive import symmetric_cross_entropy
 from norton_losses.fusion import minmax
 from norton_losses.prompt_bucket import bucket_problem, bucket_threshold
 from norton_losses.sequence_measures import (
-    background_mask,
     caption_average,
     dynamic_time_warping,
     entropic_score,
+    kept_clips,
     ordered_alignment,
     transport_score,
 )
@@ -16,13 +16,13 @@ from norton_losses.token_similarity import soft_maximum
 from norton_losses.video_paragraph import video_paragraph_loss
 
 __all__ = [
-    "background_mask",
     "bucket_problem",
     "bucket_threshold",
     "caption_average",
     "clip_caption_loss",
     "dynamic_time_warping",
     "entropic_score",
+    "kept_clips",
     "minmax",
     "ordered_alignment",
     "soft_maximum",

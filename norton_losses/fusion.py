@@ -1,19 +1,22 @@
-"""From two directions of token similarity to one similarity: unit norm, rescaling, fusing.
+"""Similarities of clips with captions: what each is, and how its parts become one.
 
-What the three similarities share; :mod:`~norton_losses.token_similarity` says how they differ.
+:mod:`~norton_losses.token_similarity` has those that compare tokens.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias, final
 
 import torch
 from torch import Tensor, nn
 
 from norton_losses._checks import check_choice, check_not_negative
 from norton_losses._numerics import full_precision, unit
-from norton_losses._sequences import read_sequences
 from norton_losses._typing import Range, Rescale
+from norton_losses.segments import Segments, assemble, read_pair
+from norton_losses.similarity_block import SimilarityBlock
 
 
 def minmax(values: Tensor, mask: Tensor, known_range: Range | None = None) -> Tensor:
@@ -47,10 +50,77 @@ def minmax(values: Tensor, mask: Tensor, known_range: Range | None = None) -> Te
     return shifted / span.masked_fill(flat, 1)
 
 
-class AbstractTokenSimilarity(nn.Module, ABC):
-    """What the three similarities share: unit-norm tokens, two directions, one way to fuse them.
+SimilarityFunction: TypeAlias = Callable[[Segments, Segments], Tensor]
 
-    A subclass says only how the token similarities of a clip and a caption are reduced, in
+
+class AbstractSimilarity(nn.Module, ABC):
+    """From two sides to the similarities of all clips with all captions."""
+
+    needs_range = False  # whether a pair's similarity depends on the rest of the batch
+
+    @abstractmethod
+    def between(
+        self, video: Segments, text: Segments, similarity_range: Range | None = None
+    ) -> SimilarityBlock:
+        """The block that a measure takes, from sides of one working precision.
+
+        Args:
+            video: of Bv sequences.
+            text: of Bt sequences.
+            similarity_range: with ``rescale="minmax"``, the ``(lo, hi)`` to use in place of the
+                extremes of this batch, for each part of the similarity.
+        """
+
+    def check_range(self, similarity_range: Range | None) -> None:
+        """Raise unless this similarity can use the range."""
+        if similarity_range is not None:
+            raise ValueError(
+                "similarity_range is the range of min-max rescaling, and this similarity has none; "
+                'leave it out, or build the similarity with rescale="minmax"'
+            )
+
+    def forward(
+        self,
+        video: Segments | Tensor,
+        text: Segments | Tensor,
+        *,
+        similarity_range: Range | None = None,
+    ) -> Tensor:
+        """Similarity (Bv, Bt, N, M) of every clip with every caption; absent ones have 0.
+
+        Args:
+            video: :class:`~norton_losses.Segments`, or tokens (Bv, N, F, D) or (Bv, N, D) that are
+                all valid, any norm.
+            text: the same of captions, (Bt, M, W, D) or (Bt, M, D).
+            similarity_range: see :meth:`between`.
+        """
+        self.check_range(similarity_range)
+        return self.between(*read_pair(video, text), similarity_range).values
+
+
+@final
+class FunctionSimilarity(AbstractSimilarity):
+    """A similarity of one's own: any function of two :class:`~norton_losses.Segments`.
+
+    Args:
+        function: from sides of Bv and Bt sequences to (Bv, Bt, N, M), floating. What it gives for
+            absent clips and captions has no effect.
+    """
+
+    def __init__(self, function: SimilarityFunction) -> None:
+        super().__init__()
+        self.function = function
+
+    def between(
+        self, video: Segments, text: Segments, similarity_range: Range | None = None
+    ) -> SimilarityBlock:
+        return SimilarityBlock(self.function(video, text), video.mask, text.mask)
+
+
+class AbstractTokenSimilarity(AbstractSimilarity):
+    """Unit-norm tokens, a part for each direction, one way to fuse them with pooled embeddings.
+
+    A subclass says only how the tokens of a clip and a caption are compared, in
     :meth:`directions`.
     """
 
@@ -62,13 +132,10 @@ class AbstractTokenSimilarity(nn.Module, ABC):
         self.rescale: Rescale = rescale
 
     @abstractmethod
-    def directions(
-        self, video_tokens: Tensor, text_tokens: Tensor, frame_mask: Tensor, word_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Mean over frames of the best word, and mean over words of the best frame.
+    def directions(self, video: Segments, text: Segments) -> tuple[Tensor, ...]:
+        """Similarities (Bv, Bt, N, M) whose mean is that of the tokens, 0 where absent.
 
-        Tokens have unit norm, padded ones are zero; both results are (Bv, Bt, N, M), and 0 where
-        the clip or the caption is absent.
+        Tokens have unit norm, padded ones are zero.
         """
 
     def bounds(self, frames: int, words: int) -> Range | None:
@@ -79,84 +146,42 @@ class AbstractTokenSimilarity(nn.Module, ABC):
         """
         return None
 
-    def forward(
-        self,
-        video_tokens: Tensor,
-        text_tokens: Tensor,
-        *,
-        frame_mask: Tensor | None = None,
-        word_mask: Tensor | None = None,
-        clip_embeddings: Tensor | None = None,
-        caption_embeddings: Tensor | None = None,
-        similarity_range: Range | None = None,
-    ) -> Tensor:
-        """Similarity (Bv, Bt, N, M) of every clip with every caption; absent ones have 0.
-
-        Args:
-            video_tokens: (Bv, N, F, D), floating, any norm.
-            text_tokens: (Bt, M, W, D), floating, any norm.
-            frame_mask: (Bv, N, F), bool, True where valid.
-            word_mask: (Bt, M, W), bool, True where valid.
-            clip_embeddings: (Bv, N, D'), of the pooled part; None means the mean of valid tokens.
-            caption_embeddings: (Bt, M, D').
-            similarity_range: with ``rescale="minmax"``, the ``(lo, hi)`` to use in place of the
-                extremes of this batch, for each of the three parts.
-        """
-        if similarity_range is not None:
-            self._check_range(similarity_range)
-        video, text = read_sequences(
-            video_tokens,
-            text_tokens,
-            frame_mask=frame_mask,
-            word_mask=word_mask,
-            clip_embeddings=clip_embeddings,
-            caption_embeddings=caption_embeddings,
-        )
-        with full_precision(video_tokens):
-            by_frame, by_word = self.directions(
-                unit(video.tokens, video.token_mask),
-                unit(text.tokens, text.token_mask),
-                video.token_mask,
-                text.token_mask,
+    def between(
+        self, video: Segments, text: Segments, similarity_range: Range | None = None
+    ) -> SimilarityBlock:
+        with full_precision(video.tokens):
+            units = (
+                assemble(unit(side.tokens, side.token_mask), side.token_mask, side.mask, None)
+                for side in (video, text)
             )
+            parts = self.directions(*units)
             pooled = None
             if self.pooled_weight > 0:
-                clips, captions = (
-                    unit(video.embeddings, video.mask),
-                    unit(text.embeddings, text.mask),
-                )
+                clips, captions = (unit(side.embeddings, side.mask) for side in (video, text))
                 pooled = torch.einsum("and,bmd->abnm", clips, captions)
-            both = video.mask[:, None, :, None] & text.mask[None, :, None, :]
-            return self.fuse(by_frame, by_word, pooled, both, similarity_range)
+            if self.rescale == "minmax":
+                both = video.mask[:, None, :, None] & text.mask[None, :, None, :]
+                parts = tuple(minmax(part, both, similarity_range) for part in parts)
+                pooled = None if pooled is None else minmax(pooled, both, similarity_range)
+            values = sum(parts[1:], parts[0]) / len(parts)
+            if pooled is not None:
+                values = (self.pooled_weight * pooled + values) / (self.pooled_weight + 1)
+        bounds = None
+        if similarity_range is None:
+            bounds = self.bounds(video.tokens.shape[2], text.tokens.shape[2])
+        return SimilarityBlock(values, video.mask, text.mask, bounds)
 
-    def fuse(
-        self,
-        by_frame: Tensor,
-        by_word: Tensor,
-        pooled: Tensor | None,
-        mask: Tensor,
-        similarity_range: Range | None = None,
-    ) -> Tensor:
-        """``(w * pooled + (by_frame + by_word) / 2) / (w + 1)``, each part rescaled if asked."""
-        if self.rescale == "minmax":
-            by_frame = minmax(by_frame, mask, similarity_range)
-            by_word = minmax(by_word, mask, similarity_range)
-        tokens = (by_frame + by_word) / 2
-        if pooled is None:
-            return tokens
-        if self.rescale == "minmax":
-            pooled = minmax(pooled, mask, similarity_range)
-        return (self.pooled_weight * pooled + tokens) / (self.pooled_weight + 1)
+    @property
+    def needs_range(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.rescale == "minmax"
 
-    def _check_range(self, similarity_range: Range) -> None:
-        if self.rescale is None:
+    def check_range(self, similarity_range: Range | None) -> None:
+        if not self.needs_range:
+            super().check_range(similarity_range)
+        elif similarity_range is not None and not similarity_range[0] < similarity_range[1]:
             raise ValueError(
-                "similarity_range is the range of min-max rescaling, and rescale is None here; "
-                'leave it out, or build the similarity with rescale="minmax"'
+                f"similarity_range must be (lo, hi) with lo < hi, got {similarity_range}"
             )
-        lo, hi = similarity_range
-        if not lo < hi:
-            raise ValueError(f"similarity_range must be (lo, hi) with lo < hi, got {(lo, hi)}")
 
     def extra_repr(self) -> str:
         return f"pooled_weight={self.pooled_weight}, rescale={self.rescale!r}"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import final
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from norton_losses._checks import check_not_negative
-from norton_losses._numerics import full_precision
-from norton_losses._sequences import check_paired, read_sequences
 from norton_losses._typing import Range
 from norton_losses.clip_caption import ClipCaptionOTLoss
+from norton_losses.loss import AbstractLoss, LossInputs
 from norton_losses.outputs import NortonOutput
+from norton_losses.segments import Segments
 from norton_losses.sequence_measures import TransportMeasure
 from norton_losses.sinkhorn import TorchSinkhorn
 from norton_losses.token_similarity import SoftMaximumSimilarity
@@ -19,13 +20,15 @@ from norton_losses.video_paragraph import NortonVideoParagraphLoss
 
 
 @final
-class NortonLoss(nn.Module):
+class NortonLoss(AbstractLoss[NortonOutput]):
     r"""Noise-robust contrast of clips with captions and of videos with paragraphs.
 
     .. math:: L = L_{clip} + \lambda L_{video}
 
-    The temperatures live in the loss: hand ``loss.parameters()`` to the optimiser beside the
-    model's.
+    Clip i of video b is the one that caption i of paragraph b came with, rightly or wrongly, so
+    there are as many of each. The temperatures live in the loss: hand ``loss.parameters()`` to the
+    optimiser beside the model's. ``group_ids`` (B,) are for the video-paragraph term, and a
+    ``logit_scale`` is for the term that was built with ``temperature=None``.
 
     Args:
         video_paragraph: None means :class:`~norton_losses.NortonVideoParagraphLoss` with its
@@ -40,12 +43,10 @@ class NortonLoss(nn.Module):
 
     Example:
         >>> import torch
-        >>> from norton_losses import NortonLoss
-        >>> loss = NortonLoss()
-        >>> frames, words = torch.randn(2, 8, 4, 16), torch.randn(2, 8, 6, 16)
-        >>> frame_mask = torch.ones(2, 8, 4, dtype=torch.bool)
-        >>> frame_mask[1, 5:] = False                       # the second video has five clips
-        >>> loss(frames, words, frame_mask=frame_mask).shape
+        >>> from norton_losses import NortonLoss, Segments
+        >>> frames, words = torch.randn(13, 4, 16), torch.randn(13, 6, 16)   # flat
+        >>> video, text = (Segments.from_flat(tokens, [8, 5]) for tokens in (frames, words))
+        >>> NortonLoss()(video, text).shape                 # two videos, of 8 and 5 clips
         torch.Size([])
     """
 
@@ -148,133 +149,44 @@ class NortonLoss(nn.Module):
             weight=weight,
         )
 
-    def forward(
-        self,
-        video_tokens: Tensor,
-        text_tokens: Tensor,
-        *,
-        frame_mask: Tensor | None = None,
-        word_mask: Tensor | None = None,
-        clip_mask: Tensor | None = None,
-        caption_mask: Tensor | None = None,
-        clip_embeddings: Tensor | None = None,
-        caption_embeddings: Tensor | None = None,
-        group_ids: Tensor | None = None,
-        logit_scale: Tensor | float | None = None,
-    ) -> Tensor:
-        """The loss (), float32 or wider.
+    def check(self, inputs: LossInputs) -> None:
+        of_sequences, of_pairs = self._for_terms(inputs)
+        self.video_paragraph.check(of_sequences)
+        self.clip_caption.check(of_pairs)
 
-        Args:
-            video_tokens: (B, N, F, D), floating; or (B, N, D), one token a clip.
-            text_tokens: (B, N, W, D), floating; or (B, N, D), one token a caption. Caption i of
-                paragraph b is the one that came with clip i of video b, rightly or wrongly.
-            frame_mask: (B, N, F), bool, True where valid. Not with 3-d video tokens.
-            word_mask: (B, N, W), bool, True where valid. Not with 3-d text tokens.
-            clip_mask: (B, N), bool. A clip without a valid frame is absent all the same.
-            caption_mask: (B, N), bool. A caption without a valid word is absent all the same. A
-                clip-caption pair counts if both are there.
-            clip_embeddings: (B, N, D'); None means the mean of the clip's valid tokens.
-            caption_embeddings: (B, N, D'); None means the mean of the caption's valid tokens.
-            group_ids: (B,), integer, for the video-paragraph term: sequences of the same group are
-                not each other's negatives.
-            logit_scale: () for the clip-caption term, which must have been built with
-                ``temperature=None``.
-
-        Raises:
-            ValueError: as many clips as captions are needed; shapes that do not fit each other.
-            TypeError: tokens that are not floating, masks that are not bool.
-        """
-        return self.explain(
-            video_tokens,
-            text_tokens,
-            frame_mask=frame_mask,
-            word_mask=word_mask,
-            clip_mask=clip_mask,
-            caption_mask=caption_mask,
-            clip_embeddings=clip_embeddings,
-            caption_embeddings=caption_embeddings,
-            group_ids=group_ids,
-            logit_scale=logit_scale,
-        ).loss
-
-    def explain(
-        self,
-        video_tokens: Tensor,
-        text_tokens: Tensor,
-        *,
-        frame_mask: Tensor | None = None,
-        word_mask: Tensor | None = None,
-        clip_mask: Tensor | None = None,
-        caption_mask: Tensor | None = None,
-        clip_embeddings: Tensor | None = None,
-        caption_embeddings: Tensor | None = None,
-        group_ids: Tensor | None = None,
-        logit_scale: Tensor | float | None = None,
-    ) -> NortonOutput:
-        """As :meth:`forward`, with both terms explained beside the loss."""
-        self.clip_caption.check_logit_scale(logit_scale)
-        video, text = read_sequences(
-            video_tokens,
-            text_tokens,
-            frame_mask=frame_mask,
-            word_mask=word_mask,
-            clip_mask=clip_mask,
-            caption_mask=caption_mask,
-            clip_embeddings=clip_embeddings,
-            caption_embeddings=caption_embeddings,
-        )
-        check_paired(video, text)
-        if video.mask.shape != text.mask.shape:
-            raise ValueError(
-                "NortonLoss pairs clip i with caption i, so there must be as many of each, got N = "
-                f"{video.mask.shape[1]} clips and M = {text.mask.shape[1]} captions; use "
-                "NortonVideoParagraphLoss, which takes any N and M"
-            )
-        with full_precision(video_tokens):
-            video_paragraph = self.video_paragraph.explain(
-                video.tokens,
-                text.tokens,
-                frame_mask=video.token_mask,
-                word_mask=text.token_mask,
-                clip_embeddings=video.embeddings,
-                caption_embeddings=text.embeddings,
-                group_ids=group_ids,
-            )
-            clip_caption = self.clip_caption.explain(
-                video.embeddings,
-                text.embeddings,
-                mask=video.mask & text.mask,
-                logit_scale=logit_scale,
-            )
-            loss = clip_caption.loss + self.weight * video_paragraph.loss
+    def evaluate(self, inputs: LossInputs) -> NortonOutput:
+        of_sequences, of_pairs = self._for_terms(inputs)
+        video_paragraph = self.video_paragraph.evaluate(of_sequences)
+        clip_caption = self.clip_caption.evaluate(of_pairs)
+        loss = clip_caption.loss + self.weight * video_paragraph.loss
         return NortonOutput(loss, video_paragraph, clip_caption)
 
     def score(
         self,
-        video_tokens: Tensor,
-        text_tokens: Tensor,
+        video: Segments | Tensor,
+        text: Segments | Tensor,
         *,
-        frame_mask: Tensor | None = None,
-        word_mask: Tensor | None = None,
-        clip_mask: Tensor | None = None,
-        caption_mask: Tensor | None = None,
-        clip_embeddings: Tensor | None = None,
-        caption_embeddings: Tensor | None = None,
         bucket_value: float | None = None,
         similarity_range: Range | None = None,
     ) -> Tensor:
         """Score (Bv, Bt) for retrieval: see :meth:`NortonVideoParagraphLoss.score`."""
         return self.video_paragraph.score(
-            video_tokens,
-            text_tokens,
-            frame_mask=frame_mask,
-            word_mask=word_mask,
-            clip_mask=clip_mask,
-            caption_mask=caption_mask,
-            clip_embeddings=clip_embeddings,
-            caption_embeddings=caption_embeddings,
-            bucket_value=bucket_value,
-            similarity_range=similarity_range,
+            video, text, bucket_value=bucket_value, similarity_range=similarity_range
+        )
+
+    def _for_terms(self, inputs: LossInputs) -> tuple[LossInputs, LossInputs]:
+        """The inputs of each term: group ids are of sequences, a scale is for who has none.
+
+        Where both have a temperature the clip-caption term is handed the scale, and refuses it.
+        """
+        of_sequences = of_pairs = inputs.logit_scale
+        if self.video_paragraph.temperature is not None:
+            of_sequences = None
+        elif self.clip_caption.temperature is not None:
+            of_pairs = None
+        return (
+            replace(inputs, logit_scale=of_sequences),
+            replace(inputs, logit_scale=of_pairs, group_ids=None),
         )
 
     def extra_repr(self) -> str:

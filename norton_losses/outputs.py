@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from norton_losses._numerics import masked_mean
+from norton_losses.sequence_measures.measure import MeasureOutput
+from norton_losses.similarity_block import SimilarityBlock
 from norton_losses.sinkhorn import TransportPlan
 
 
@@ -19,8 +21,10 @@ class VideoParagraphOutput:
         loss: ().
         similarity: (B, B, N, M), of every clip with every caption; 0 where one is absent.
         scores: (B, B), the measure of every video with every paragraph, a mean per match.
-        logits: (B, B), scores times the mean length over the temperature.
+        logits: (B, B), what the softmaxes see.
         plan: the transport behind the scores, or None if the measure is not a transport.
+        alignment: (B, B, N, M), the path behind the scores, computed when it is read; or None if
+            the measure has none.
         bucket_value: p (), or None without a bucket.
         temperature: ().
         clip_mask: (B, N), bool, the clips that took part.
@@ -28,14 +32,40 @@ class VideoParagraphOutput:
     """
 
     loss: Tensor
-    similarity: Tensor
-    scores: Tensor
+    block: SimilarityBlock
+    measured: MeasureOutput
     logits: Tensor
-    plan: TransportPlan | None
-    bucket_value: Tensor | None
     temperature: Tensor
-    clip_mask: Tensor
-    caption_mask: Tensor
+
+    @property
+    def similarity(self) -> Tensor:
+        return self.block.values.detach()
+
+    @property
+    def scores(self) -> Tensor:
+        return self.measured.score.detach()
+
+    @property
+    def plan(self) -> TransportPlan | None:
+        plan = self.measured.plan
+        return None if plan is None else plan.detach()
+
+    @property
+    def alignment(self) -> Tensor | None:
+        return self.measured.alignment
+
+    @property
+    def bucket_value(self) -> Tensor | None:
+        value = self.measured.bucket_value
+        return None if value is None else value.detach()
+
+    @property
+    def clip_mask(self) -> Tensor:
+        return self.block.clip_mask
+
+    @property
+    def caption_mask(self) -> Tensor:
+        return self.block.caption_mask
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
@@ -55,24 +85,24 @@ class VideoParagraphOutput:
             >>> numbers["similarity_min"], numbers["similarity_max"]
             (0.0, 1.0)
         """
-        valid = self.clip_mask[:, None, :, None] & self.caption_mask[None, :, None]
-        lo, hi = _extremes(self.similarity, valid)
+        lo, hi = _extremes(self.similarity, self.block.valid)
         numbers = {
             "loss": self.loss,
             "temperature": self.temperature,
             "similarity_min": lo,
             "similarity_max": hi,
         }
-        if self.plan is not None:
+        plan, bucket_value = self.plan, self.bucket_value
+        if plan is not None:
             present = self.clip_mask.any(-1) & self.caption_mask.any(-1)
             index = torch.arange(len(present), device=present.device)
-            own = self.plan[index, index]
+            own = plan[index, index]
             numbers["plan_entropy"] = masked_mean(own.entropy, present, 0)
-            numbers["marginal_error"] = self.plan.marginal_error.amax()
-            if self.bucket_value is not None:
+            numbers["marginal_error"] = plan.marginal_error.amax()
+            if bucket_value is not None:
                 # Clips and captions hold a mass of 1 together; each unit of the core takes two.
                 to_bucket = 1 - 2 * own.core.sum((-2, -1))
-                numbers["bucket_value"] = self.bucket_value
+                numbers["bucket_value"] = bucket_value
                 numbers["bucket_mass"] = masked_mean(to_bucket, present, 0)
         return _plain(numbers)
 

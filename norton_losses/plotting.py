@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from norton_losses._arrays import Array, as_numpy
+from norton_losses._optional import require
 from norton_losses.sinkhorn import TransportPlan
 
 if TYPE_CHECKING:
@@ -71,13 +72,10 @@ def plot_alignment(
         >>> [axes.get_title() for axes in figure.axes[:2]]
         ['similarity', 'transport plan, bucket at 1.00']
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError as error:
-        raise ImportError(
-            "plot_alignment needs matplotlib; pip install 'norton-losses[plot]'"
-        ) from error
+    figures, patches = (
+        require(f"matplotlib.{name}", "plot_alignment", "matplotlib 3.7", "plot")
+        for name in ("figure", "patches")
+    )
     drawing = _read(plan, similarity)
     n, m = drawing.core.shape
     rows, columns = drawing.clip_mask, drawing.caption_mask
@@ -116,7 +114,7 @@ def plot_alignment(
     height = min(max(_CELL * len(with_bucket), _LEAST), _MOST) + 1.2
     width = min(max(_CELL * with_bucket.shape[1], _LEAST), _MOST) + 1.2
     letters = max(len(label) for label in caption_labels)
-    figure: Any = Figure(
+    figure: Any = figures.Figure(
         figsize=(width * len(panels) + 0.07 * letters, height), layout="constrained"
     )
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -134,7 +132,7 @@ def plot_alignment(
     if bucket:
         _mark_bucket(axes[-1], with_bucket)
     if framed is not None:
-        patch = Patch(facecolor="none", edgecolor="cyan", linewidth=1.6, label="true pair")
+        patch = patches.Patch(facecolor="none", edgecolor="cyan", linewidth=1.6, label="true pair")
         legend = figure.legend(handles=[patch], loc="outside lower left", fontsize=8)
         legend.get_frame().set_facecolor("0.35")
         legend.get_texts()[0].set_color("white")

@@ -10,10 +10,10 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from norton_losses._checks import check_floating, check_fraction, check_pair_mask
-from norton_losses._numerics import up_cast, working_dtype
-from norton_losses._sequences import by_pair
+from norton_losses._checks import check_fraction
+from norton_losses._scalar import ScalarState
 from norton_losses._typing import Range
+from norton_losses.similarity_block import SimilarityBlock
 from norton_losses.sinkhorn.problem import TransportProblem, log_marginal
 
 
@@ -35,7 +35,7 @@ def bucket_threshold(
         (), detached; 0 where no aligned pair is valid.
 
     Raises:
-        ValueError: as many videos as paragraphs are needed, and a ratio in [0, 1].
+        ValueError: videos and paragraphs that differ in number, a ratio outside [0, 1].
 
     Source: Eq. (6) of Lin et al., ICLR 2024.
 
@@ -48,17 +48,20 @@ def bucket_threshold(
         tensor(0.5000)
     """
     check_fraction("ratio", ratio)
-    _check(similarity, clip_mask, caption_mask)
-    if similarity.shape[0] != similarity.shape[1]:
+    return _quantile(SimilarityBlock(similarity, clip_mask, caption_mask), ratio)
+
+
+def _quantile(block: SimilarityBlock, ratio: float) -> Tensor:
+    videos, paragraphs = block.values.shape[:2]
+    if videos != paragraphs:
         raise ValueError(
             "a bucket with a ratio needs video b aligned with paragraph b, got "
-            f"{similarity.shape[0]} videos and {similarity.shape[1]} paragraphs; use "
-            "PromptBucket(value=...), or no bucket"
+            f"{videos} videos and {paragraphs} paragraphs; use PromptBucket(value=...), or no "
+            "bucket"
         )
-    length = min(similarity.shape[-2:])
-    own = similarity.detach().diagonal()  # (N, M, B)
-    aligned = own.diagonal().flatten()  # (B * min(N, M),)
-    valid = (_own(clip_mask)[:, :length] & _own(caption_mask)[:, :length]).flatten()
+    # Of video b with paragraph b, clip i with caption i: (B, min(N, M)).
+    aligned = block.values.detach().diagonal().diagonal().flatten()
+    valid = block.valid.diagonal().diagonal().flatten()
     ranked = aligned.masked_fill(~valid, torch.inf).sort().values
     count = valid.sum()
     # float64, as floats of Python are: 0.3 * 10 must not become 2.9999998.
@@ -107,20 +110,22 @@ def bucket_problem(
         >>> problem.log_mu.exp()
         tensor([[[0.2500, 0.2500, 0.5000]]])
     """
-    _check(similarity, clip_mask, caption_mask)
-    bv, bt, n, m = similarity.shape
-    clips_there, captions_there = by_pair(clip_mask, caption_mask)
-    absent = ~(clips_there[..., :, None] & captions_there[..., None, :])
-    similarity = up_cast(similarity, working_dtype(similarity)).masked_fill(absent, 0)
-    scores = similarity.new_ones(bv, bt, n + 1, m + 1) * p
-    scores[..., :n, :m] = similarity
+    block = SimilarityBlock(similarity, clip_mask, caption_mask)
+    return _augmented(block, p, epsilon, score_range)
 
-    clips = clips_there.sum(-1).expand(bv, bt).to(scores.dtype)
-    captions = captions_there.sum(-1).expand(bv, bt).to(scores.dtype)
+
+def _augmented(
+    block: SimilarityBlock, p: Tensor | float, epsilon: float, score_range: Range | None
+) -> TransportProblem:
+    bv, bt, n, m = block.values.shape
+    scores = block.values.new_ones(bv, bt, n + 1, m + 1) * p
+    scores[..., :n, :m] = block.values
+
+    clips, captions = (count.to(scores.dtype) for count in block.counts)  # (Bv, Bt)
     present = (clips > 0) & (captions > 0)
     total = (clips + captions).clamp(min=1)
-    row_mask = clips_there & present[..., None]  # (Bv, Bt, N)
-    column_mask = captions_there & present[..., None]  # (Bv, Bt, M)
+    row_mask = block.clips & present[..., None]  # (Bv, Bt, N)
+    column_mask = block.captions & present[..., None]  # (Bv, Bt, M)
     log_clips, log_captions = (clips / total).log(), (captions / total).log()
     bucket_row = log_captions.masked_fill(~present, -torch.inf)
     bucket_column = log_clips.masked_fill(~present, -torch.inf)
@@ -136,7 +141,7 @@ def bucket_problem(
 
 
 @final
-class PromptBucket(nn.Module):
+class PromptBucket(ScalarState):
     """The prompt bucket: where its value p comes from, and how it enters the transport problem.
 
     Args:
@@ -154,10 +159,9 @@ class PromptBucket(nn.Module):
 
     Example:
         >>> import torch
-        >>> from norton_losses import PromptBucket, TorchSinkhorn
+        >>> from norton_losses import PromptBucket, SimilarityBlock, TorchSinkhorn
         >>> similarity = torch.tensor([[0.9, 0.1], [0.1, -0.5]])[None, None]   # 1 fits nothing
-        >>> valid = torch.ones(1, 2, dtype=torch.bool)
-        >>> problem = PromptBucket(value=0.3)(similarity, valid, valid, epsilon=0.05)
+        >>> problem = PromptBucket(value=0.3)(SimilarityBlock(similarity), epsilon=0.05)
         >>> (4 * TorchSinkhorn().solve(problem).core).round(decimals=1)[0, 0]
         tensor([[1., 0.],
                 [0., 0.]])
@@ -174,59 +178,26 @@ class PromptBucket(nn.Module):
             raise ValueError(f"value must be a finite similarity, got {value}")
         self.ratio = ratio
         self.value = value
-        self.offset = nn.Parameter(torch.zeros(())) if learnable else None
+        self.offset = nn.Parameter(torch.zeros(1)) if learnable else None
 
-    def threshold(self, similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor) -> Tensor:
-        """The bucket's value p (): see :func:`bucket_threshold`. Only ``offset`` has a gradient."""
-        if self.value is not None:
-            p = similarity.new_full((), self.value)
-        else:
-            p = bucket_threshold(similarity, clip_mask, caption_mask, self.ratio)
-        return p if self.offset is None else p + self.offset
+    def forward(self, block: SimilarityBlock, epsilon: float) -> TransportProblem:
+        """The transport problem of a block with the bucket in it: see :func:`bucket_problem`.
 
-    def augment(
-        self,
-        similarity: Tensor,
-        p: Tensor | float,
-        clip_mask: Tensor,
-        caption_mask: Tensor,
-        epsilon: float,
-        *,
-        score_range: Range | None = None,
-    ) -> TransportProblem:
-        """The problem with the bucket in it: see :func:`bucket_problem`."""
-        return bucket_problem(
-            similarity, p, clip_mask, caption_mask, epsilon, score_range=score_range
-        )
+        Its ``bucket_value`` is p (), whose only gradient is that of ``offset``.
+        """
+        p = self.value if self.value is not None else _quantile(block, self.ratio)
+        if self.offset is not None:
+            p = p + self.offset.reshape(())
+        return _augmented(block, p, epsilon, self._score_range(block.bounds))
 
-    def score_range(self, similarity_range: Range | None) -> Range | None:
+    def _score_range(self, bounds: Range | None) -> Range | None:
         """The range of the scores with the bucket in it, from that of the similarity."""
-        if similarity_range is None or self.offset is not None:
+        if bounds is None or self.offset is not None:
             return None
-        lo, hi = similarity_range
-        # The quantile lies within the range, or is 0 where no aligned pair is valid.
+        # The quantile lies within the bounds, or is 0 where no aligned pair is valid.
         p = 0.0 if self.value is None else self.value
-        return min(lo, p), max(hi, p)
-
-    def forward(
-        self, similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor, epsilon: float
-    ) -> TransportProblem:
-        """:meth:`augment` at :meth:`threshold`."""
-        p = self.threshold(similarity, clip_mask, caption_mask)
-        return self.augment(similarity, p, clip_mask, caption_mask, epsilon)
+        return min(bounds[0], p), max(bounds[1], p)
 
     def extra_repr(self) -> str:
         start = f"ratio={self.ratio}" if self.value is None else f"value={self.value}"
         return start if self.offset is None else f"{start}, offset={self.offset.item():.4f}"
-
-
-def _check(similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor) -> None:
-    check_floating("similarity", similarity, "(Bv, Bt, N, M)")
-    bv, bt, n, m = similarity.shape
-    check_pair_mask("clip_mask", clip_mask, 0, (bv, bt, n), similarity)
-    check_pair_mask("caption_mask", caption_mask, 1, (bv, bt, m), similarity)
-
-
-def _own(mask: Tensor) -> Tensor:
-    """Of each sequence with its own (B, L)."""
-    return mask if mask.dim() == 2 else mask.diagonal().T

@@ -1,41 +1,34 @@
 """Clip-caption similarity from frames and words: Eq. (5) and its ablations.
 
-``video tokens, text tokens -> similarity (Bv, Bt, N, M)``
+``video, text -> similarity (Bv, Bt, N, M)``
 """
 
 from __future__ import annotations
 
 import math
-from typing import final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
 
 from norton_losses._checks import check_choice, check_positive
-from norton_losses._numerics import (
-    full_precision,
-    masked_amax,
-    masked_logsumexp,
-    masked_mean,
+from norton_losses._numerics import full_precision, masked_mean
+from norton_losses._typing import Exponential, Range, Rescale
+from norton_losses.fusion import (
+    AbstractSimilarity,
+    AbstractTokenSimilarity,
+    FunctionSimilarity,
+    SimilarityFunction,
 )
-from norton_losses._sequences import read_sequences
-from norton_losses._typing import (
-    Exponential,
-    ImplementationName,
-    Range,
-    Rescale,
-    SaveScores,
-)
-from norton_losses.fusion import AbstractTokenSimilarity
-from norton_losses.kernels.implementation import Implementation
+from norton_losses.kernels.dispatch import AbstractSoftMaximum, resolve_implementation
+from norton_losses.kernels.soft_maximum_reference import best_tokens, lengths
+from norton_losses.segments import Segments, assemble, read_pair
 
 
 def soft_maximum(
-    video_tokens: Tensor,
-    text_tokens: Tensor,
+    video: Segments | Tensor,
+    text: Segments | Tensor,
     *,
-    frame_mask: Tensor | None = None,
-    word_mask: Tensor | None = None,
     alpha: float = 0.1,
     exponential: Exponential = "mean",
     count_padding: bool = False,
@@ -49,11 +42,10 @@ def soft_maximum(
     with ``f`` valid frames :math:`v_i` in clip a and ``w`` valid words :math:`t_j` in caption b.
 
     Args:
-        video_tokens: (Bv, N, F, D), floating. Eq. (5) asks for unit norm; the products are taken as
-            they come, and :class:`SoftMaximumSimilarity` normalises first.
-        text_tokens: (Bt, M, W, D), floating.
-        frame_mask: (Bv, N, F), bool, True where valid; None means all.
-        word_mask: (Bt, M, W), bool, True where valid; None means all.
+        video: :class:`~norton_losses.Segments`, or tokens (Bv, N, F, D) that are all valid. Eq. (5)
+            asks for unit norm; the products are taken as they come, and
+            :class:`SoftMaximumSimilarity` normalises first.
+        text: the same of captions, (Bt, M, W, D).
         alpha: temperature of the soft maximum, in units of similarity. Towards 0 it becomes the
             maximum.
         exponential: ``"sum"`` is Eq. (5); ``"mean"`` divides the inner sum by its number of terms,
@@ -65,8 +57,8 @@ def soft_maximum(
         (Bv, Bt, N, M), float32 or wider; 0 where the clip or the caption has no valid token.
 
     Raises:
-        ValueError: wrong rank, width, mask shape, or ``alpha`` not above 0.
-        TypeError: tokens that are not floating, masks that are not bool.
+        ValueError: wrong rank or width, ``alpha`` not above 0.
+        TypeError: tokens that are not floating.
 
     Source: Eq. (5) of Lin et al., ICLR 2024.
 
@@ -79,20 +71,20 @@ def soft_maximum(
         0.746...
     """
     _check_exponent(alpha, exponential)
-    video, text = read_sequences(
-        video_tokens, text_tokens, frame_mask=frame_mask, word_mask=word_mask
-    )
-    with full_precision(video_tokens):
-        by_frame, by_word = _soft_maximum_directions(
-            video.tokens.masked_fill(~video.token_mask[..., None], 0),
-            text.tokens.masked_fill(~text.token_mask[..., None], 0),
-            video.token_mask,
-            text.token_mask,
-            alpha,
-            exponential,
-            count_padding,
+    video, text = (
+        assemble(
+            side.tokens.masked_fill(~side.token_mask[..., None], 0),
+            side.token_mask,
+            side.mask,
+            None,
         )
-        return (by_frame + by_word) / 2
+        for side in read_pair(video, text)
+    )
+    with full_precision(video.tokens):
+        directions = best_tokens(video, text, alpha, mean=exponential == "mean")
+        if count_padding and exponential == "sum":  # with means it would add log(1) = 0
+            directions = _count_padding(*directions, video, text, alpha)
+        return (directions[0] + directions[1]) / 2
 
 
 @final
@@ -109,25 +101,19 @@ class SoftMaximumSimilarity(AbstractTokenSimilarity):
         rescale: ``"minmax"`` stretches each part to [0, 1] over the batch, as the released code
             does; None leaves cosines as they are.
         count_padding: reproduce the released code's leak of padded tokens.
-        implementation: ``"reference"`` is :func:`soft_maximum`, which holds the products of all
-            frames with all words; ``"chunked"`` (torch, any device; on a GPU it waits for the
-            lengths) and ``"triton"`` (CUDA, float32, at most 64 frames and words) never do. They
-            have a first derivative only, and no ``torch.func.grad``. ``"auto"`` is Triton on
-            CUDA where it applies, else chunked; what is named never falls back.
-        save_scores: keep the products of valid tokens for the backward pass, which then has one
-            matrix product less. ``"auto"`` keeps them where they fit in 256 MiB; Triton never does.
-            True takes room for padded ones as well, which the CPU fills only as far as needed.
-        operand_dtype: ``torch.bfloat16`` or ``torch.float16``: tokens are rounded to it for matrix
-            products, whose sums stay float32 on CUDA and are rounded on the CPU. Reductions are
-            never in half precision.
+        implementation: how it is computed: an object of :mod:`norton_losses.kernels`, or its name.
+            ``"reference"`` is :func:`soft_maximum`, which holds the products of all frames with all
+            words; ``"chunked"`` (torch, any device) and ``"triton"`` (CUDA, float32, at most 64
+            frames and words) never hold them at large sizes. They have a first derivative only, and
+            no ``torch.func.grad``. ``"auto"`` is Triton on CUDA where it applies, else chunked;
+            what is named never falls back. What each keeps for the backward pass, and half
+            precision in its products, are options of the objects.
 
     Raises:
         ValueError: ``alpha`` not above 0, ``pooled_weight`` below 0, an unknown choice; when
-            called, ``operand_dtype`` with ``alpha`` below 0.05 on the CPU, tokens that
-            ``"triton"`` cannot serve.
+            called, tokens that ``"triton"`` cannot serve.
         ImportError: ``"triton"``, or ``"auto"`` on CUDA, without Triton 3.2 or newer.
-        RuntimeError: the gradient of the gradient of a fused implementation; ``operand_dtype`` on
-            CUDA with torch before 2.8.
+        RuntimeError: the gradient of the gradient of a fused implementation.
 
     Example:
         >>> import torch
@@ -145,28 +131,20 @@ class SoftMaximumSimilarity(AbstractTokenSimilarity):
         exponential: Exponential = "mean",
         rescale: Rescale = None,
         count_padding: bool = False,
-        implementation: ImplementationName = "auto",
-        save_scores: SaveScores = "auto",
-        operand_dtype: torch.dtype | None = None,
+        implementation: str | AbstractSoftMaximum = "auto",
     ) -> None:
         super().__init__(pooled_weight, rescale)
         _check_exponent(alpha, exponential)
-        self.implementation = Implementation(implementation, save_scores, operand_dtype)
         self.alpha = alpha
         self.exponential: Exponential = exponential
         self.count_padding = count_padding
+        self.implementation = resolve_implementation(implementation)
 
-    def directions(
-        self, video_tokens: Tensor, text_tokens: Tensor, frame_mask: Tensor, word_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        tokens = video_tokens, text_tokens, frame_mask, word_mask
-        if self.implementation.name == "reference":
-            return _soft_maximum_directions(
-                *tokens, self.alpha, self.exponential, self.count_padding
-            )
-        directions = self.implementation(*tokens, self.alpha, self.exponential == "mean")
-        if self.count_padding and self.exponential == "sum":
-            return _count_padding(*directions, frame_mask, word_mask, self.alpha)
+    def directions(self, video: Segments, text: Segments) -> tuple[Tensor, ...]:
+        mean = self.exponential == "mean"
+        directions = self.implementation(video, text, self.alpha, mean=mean)
+        if self.count_padding and not mean:
+            return _count_padding(*directions, video, text, self.alpha)
         return directions
 
     def bounds(self, frames: int, words: int) -> Range:
@@ -174,15 +152,19 @@ class SoftMaximumSimilarity(AbstractTokenSimilarity):
             return 0.0, 1.0
         if self.exponential == "mean":
             return -1.0, 1.0
+        # A power of two, so that lengths up to it share what a compiler makes of the range.
+        longest = 32
+        while longest < max(frames, words):
+            longest *= 2
         # A sum of equal terms is log(length) higher; counted padding adds at most that once more
         # for each padded token, of which there are fewer than tokens.
-        tallest = self.alpha * math.log(max(frames, words, 2))
-        return -1.0, 1.0 + tallest * (1 + max(frames, words) * self.count_padding)
+        tallest = self.alpha * math.log(longest)
+        return -1.0, 1.0 + tallest * (1 + longest * self.count_padding)
 
     def extra_repr(self) -> str:
         return (
             f"alpha={self.alpha}, {super().extra_repr()}, exponential={self.exponential!r}, "
-            f"count_padding={self.count_padding}, {self.implementation.extra_repr()}"
+            f"count_padding={self.count_padding}, implementation={self.implementation}"
         )
 
 
@@ -210,30 +192,19 @@ class MaxSimilarity(AbstractTokenSimilarity):
         *,
         pooled_weight: float = 0.5,
         rescale: Rescale = None,
-        implementation: ImplementationName = "auto",
-        save_scores: SaveScores = "auto",
-        operand_dtype: torch.dtype | None = None,
+        implementation: str | AbstractSoftMaximum = "auto",
     ) -> None:
         super().__init__(pooled_weight, rescale)
-        self.implementation = Implementation(implementation, save_scores, operand_dtype)
+        self.implementation = resolve_implementation(implementation)
 
-    def directions(
-        self, video_tokens: Tensor, text_tokens: Tensor, frame_mask: Tensor, word_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        if self.implementation.name != "reference":
-            return self.implementation(
-                video_tokens, text_tokens, frame_mask, word_mask, alpha=0.0, mean=False
-            )
-        scores, frames, words = _token_scores(video_tokens, text_tokens, frame_mask, word_mask)
-        by_frame = masked_mean(masked_amax(scores, words, _WORDS), frames.squeeze(_WORDS), _FRAMES)
-        by_word = masked_mean(masked_amax(scores, frames, _FRAMES), words.squeeze(_FRAMES), -1)
-        return _pairs_first(by_frame), _pairs_first(by_word)
+    def directions(self, video: Segments, text: Segments) -> tuple[Tensor, ...]:
+        return self.implementation(video, text, 0.0, mean=False)
 
     def bounds(self, frames: int, words: int) -> Range:
         return (0.0, 1.0) if self.rescale == "minmax" else (-1.0, 1.0)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, {self.implementation.extra_repr()}"
+        return f"{super().extra_repr()}, implementation={self.implementation}"
 
 
 @final
@@ -256,83 +227,47 @@ class MeanSimilarity(AbstractTokenSimilarity):
     def __init__(self, *, pooled_weight: float = 0.5, rescale: Rescale = None) -> None:
         super().__init__(pooled_weight, rescale)
 
-    def directions(
-        self, video_tokens: Tensor, text_tokens: Tensor, frame_mask: Tensor, word_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def directions(self, video: Segments, text: Segments) -> tuple[Tensor, ...]:
         # The mean of products is the product of means: no token tensor is needed.
-        clips = masked_mean(video_tokens, frame_mask[..., None], dim=2)  # (Bv, N, D)
-        captions = masked_mean(text_tokens, word_mask[..., None], dim=2)  # (Bt, M, D)
-        mean = torch.einsum("and,bmd->abnm", clips, captions)
-        return mean, mean
+        clips, captions = (
+            masked_mean(side.tokens, side.token_mask[..., None], dim=2) for side in (video, text)
+        )
+        return (torch.einsum("and,bmd->abnm", clips, captions),)
 
     def bounds(self, frames: int, words: int) -> Range:
         return (0.0, 1.0) if self.rescale == "minmax" else (-1.0, 1.0)
 
 
-_FRAMES, _WORDS = 2, 5  # the dimensions of frames and words in the token scores
+def as_similarity(given: Any) -> AbstractSimilarity:
+    """A similarity as it is, a function of two sides wrapped, None as the default.
 
-
-def _token_scores(
-    video_tokens: Tensor, text_tokens: Tensor, frame_mask: Tensor, word_mask: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Products of all frames with all words (Bv, N, F, Bt, M, W), and both masks beside them.
-
-    This order is the one in which a single matrix product leaves them.
+    Raises:
+        TypeError: what cannot be called with two sides.
     """
-    scores = video_tokens.flatten(0, -2) @ text_tokens.flatten(0, -2).T
-    scores = scores.view(*video_tokens.shape[:-1], *text_tokens.shape[:-1])
-    return scores, frame_mask[..., None, None, None], word_mask[None, None, None]
-
-
-def _pairs_first(directed: Tensor) -> Tensor:
-    return directed.transpose(1, 2)  # (Bv, N, Bt, M) -> (Bv, Bt, N, M)
-
-
-def _soft_maximum_directions(
-    video_tokens: Tensor,
-    text_tokens: Tensor,
-    frame_mask: Tensor,
-    word_mask: Tensor,
-    alpha: float,
-    exponential: Exponential,
-    count_padding: bool,
-) -> tuple[Tensor, Tensor]:
-    """The two halves of Eq. (5): by frame over words, by word over frames; each (Bv, Bt, N, M)."""
-    scores, frames, words = _token_scores(video_tokens, text_tokens, frame_mask, word_mask)
-    best_word = alpha * masked_logsumexp(scores / alpha, words, _WORDS)  # (Bv, N, F, Bt, M)
-    best_frame = alpha * masked_logsumexp(scores / alpha, frames, _FRAMES)  # (Bv, N, Bt, M, W)
-    by_frame = _pairs_first(masked_mean(best_word, frames.squeeze(_WORDS), _FRAMES))
-    by_word = _pairs_first(masked_mean(best_frame, words.squeeze(_FRAMES), -1))
-
-    f, w, log_f, log_w = _lengths(frame_mask, word_mask, scores.dtype)
-    if exponential == "mean":
-        by_frame, by_word = by_frame - alpha * log_w, by_word - alpha * log_f
-    both = (f > 0) & (w > 0)
-    by_frame, by_word = by_frame.masked_fill(~both, 0), by_word.masked_fill(~both, 0)
-    if count_padding and exponential == "sum":  # with means it would add log(1) = 0
-        return _count_padding(by_frame, by_word, frame_mask, word_mask, alpha)
-    return by_frame, by_word
+    if given is None:
+        return SoftMaximumSimilarity()
+    if isinstance(given, AbstractSimilarity):
+        return given
+    if callable(given) and not isinstance(given, type):
+        return FunctionSimilarity(cast(SimilarityFunction, given))
+    shown = given.__name__ if isinstance(given, type) else repr(given)
+    raise TypeError(
+        f"similarity must be called with (video, text), two Segments, got {shown}; pass an object "
+        "such as SoftMaximumSimilarity()"
+    )
 
 
 def _count_padding(
-    by_frame: Tensor, by_word: Tensor, frame_mask: Tensor, word_mask: Tensor, alpha: float
+    by_frame: Tensor, by_word: Tensor, video: Segments, text: Segments, alpha: float
 ) -> tuple[Tensor, Tensor]:
     """A padded outer token has products 0 with the valid inner ones: it adds log(w) or log(f)."""
-    f, w, log_f, log_w = _lengths(frame_mask, word_mask, by_frame.dtype)
-    padded_frames, padded_words = frame_mask.shape[-1] - f, word_mask.shape[-1] - w
+    f, w = lengths(video, text, by_frame.dtype)
+    padded_frames, padded_words = video.token_mask.shape[-1] - f, text.token_mask.shape[-1] - w
     both = (f > 0) & (w > 0)
-    by_frame = by_frame + both * (alpha * padded_frames * log_w / f.clamp(min=1))
-    by_word = by_word + both * (alpha * padded_words * log_f / w.clamp(min=1))
+    f, w = f.clamp(min=1), w.clamp(min=1)
+    by_frame = by_frame + both * (alpha * padded_frames * w.log() / f)
+    by_word = by_word + both * (alpha * padded_words * f.log() / w)
     return by_frame, by_word
-
-
-def _lengths(
-    frame_mask: Tensor, word_mask: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Frames (Bv, 1, N, 1), words (1, Bt, 1, M), and the logarithms of both, 0 where absent."""
-    f = frame_mask.sum(-1)[:, None, :, None].to(dtype)
-    w = word_mask.sum(-1)[None, :, None, :].to(dtype)
-    return f, w, f.clamp(min=1).log(), w.clamp(min=1).log()
 
 
 def _check_exponent(alpha: float, exponential: Exponential) -> None:

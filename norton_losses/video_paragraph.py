@@ -1,6 +1,6 @@
 """The video-paragraph contrast, Eq. (4): which paragraph tells which video, judged by transport.
 
-``tokens -> similarity (B, B, N, M) -> scores (B, B) -> symmetric cross-entropy``
+``video, text -> similarity -> measure -> scores (B, B) -> symmetric cross-entropy``
 """
 
 from __future__ import annotations
@@ -8,30 +8,24 @@ from __future__ import annotations
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from norton_losses._checks import check_floating, check_group_ids, check_mask
-from norton_losses._numerics import full_precision, working_dtype
-from norton_losses._sequences import Sequences, check_paired, read_sequences
-from norton_losses._typing import Range, SequenceMeasure, TokenSimilarity
-from norton_losses.contrastive import (
-    Temperature,
-    check_temperature,
-    other_members,
-    symmetric_cross_entropy,
-)
-from norton_losses.fusion import AbstractTokenSimilarity
+from norton_losses._checks import check_group_ids, check_mask
+from norton_losses._numerics import full_precision
+from norton_losses._typing import Range
+from norton_losses.contrastive import Groups, check_temperature, contrast
+from norton_losses.fusion import AbstractSimilarity, SimilarityFunction
+from norton_losses.loss import AbstractContrastiveLoss, LossInputs
 from norton_losses.outputs import VideoParagraphOutput
+from norton_losses.segments import Segments, read_pair
 from norton_losses.sequence_measures import (
-    AbstractAlignment,
-    BackgroundFiltered,
-    CaptionAverage,
+    AbstractSequenceMeasure,
+    MeasureFunction,
     TransportMeasure,
-    check_measure,
-    judging_alone,
+    as_measure,
 )
-from norton_losses.sequence_measures.blocks import read_similarity
-from norton_losses.token_similarity import SoftMaximumSimilarity
+from norton_losses.similarity_block import SimilarityBlock
+from norton_losses.token_similarity import as_similarity
 
 
 def video_paragraph_loss(
@@ -40,7 +34,7 @@ def video_paragraph_loss(
     clip_mask: Tensor | None = None,
     caption_mask: Tensor | None = None,
     group_ids: Tensor | None = None,
-    measure: SequenceMeasure | None = None,
+    measure: AbstractSequenceMeasure | MeasureFunction | None = None,
     temperature: float | Tensor = 0.07,
 ) -> Tensor:
     r"""The video-paragraph loss from similarities that a model already has.
@@ -78,87 +72,58 @@ def video_paragraph_loss(
         >>> video_paragraph_loss(similarity) < 1e-3
         tensor(True)
     """
-    check_floating("similarity", similarity, "(B, B, N, M)")
-    measure = TransportMeasure() if measure is None else measure
+    block = SimilarityBlock(similarity, clip_mask, caption_mask)
+    videos, paragraphs, clips, captions = similarity.shape
+    if videos != paragraphs:
+        raise ValueError(
+            "similarity must hold as many videos as paragraphs (B, B, N, M), got "
+            f"{tuple(similarity.shape)}; video b is contrasted with paragraph b"
+        )
+    # Masks of pairs are for measures alone.
+    check_mask("clip_mask", block.clip_mask, (videos, clips), similarity)
+    check_mask("caption_mask", block.caption_mask, (videos, captions), similarity)
+    if group_ids is not None:
+        check_group_ids("group_ids", group_ids, (videos,), similarity)
     if not isinstance(temperature, Tensor):
         check_temperature(temperature)
-        temperature = similarity.new_full((), temperature, dtype=working_dtype(similarity))
+        temperature = block.values.new_full((), temperature)
     elif temperature.numel() != 1:
         raise ValueError(
             f"temperature must be a single number, got shape {tuple(temperature.shape)}; "
             "divide the similarity yourself if every sequence has its own"
         )
-    return explain_video_paragraph(
-        similarity, clip_mask, caption_mask, group_ids, measure, temperature.reshape(())
-    ).loss
-
-
-def explain_video_paragraph(
-    similarity: Tensor,
-    clip_mask: Tensor | None,
-    caption_mask: Tensor | None,
-    group_ids: Tensor | None,
-    measure: SequenceMeasure,
-    temperature: Tensor,
-    similarity_range: Range | None = None,
-) -> VideoParagraphOutput:
-    """:func:`video_paragraph_loss` and everything on the way to it."""
-    check_floating("similarity", similarity, "(B, B, N, M)")
-    if similarity.shape[0] != similarity.shape[1]:
-        raise ValueError(
-            "similarity must hold as many videos as paragraphs (B, B, N, M), got "
-            f"{tuple(similarity.shape)}; video b is contrasted with paragraph b"
-        )
-    if group_ids is not None:
-        check_group_ids("group_ids", group_ids, similarity.shape[:1], similarity)
-    for name, mask, length in (
-        ("clip_mask", clip_mask, similarity.shape[2]),
-        ("caption_mask", caption_mask, similarity.shape[3]),
-    ):
-        if mask is not None:  # of sequences: masks for each pair are for measures
-            check_mask(name, mask, (len(similarity), length), similarity)
-    similarity, clip_mask, caption_mask = read_similarity(similarity, clip_mask, caption_mask)
-
+    measure = TransportMeasure() if measure is None else as_measure(measure)
     with full_precision(similarity):
-        plan, bucket_value = None, None
-        inner = measure.measure if isinstance(measure, BackgroundFiltered) else measure
-        if isinstance(measure, (TransportMeasure, BackgroundFiltered)) and isinstance(
-            inner, TransportMeasure
-        ):
-            transport = measure.explain(
-                similarity, clip_mask, caption_mask, similarity_range=similarity_range
-            )
-            scores, plan, bucket_value = transport.score, transport.plan, transport.bucket_value
-        else:
-            scores = measure(similarity, clip_mask, caption_mask)
-        videos, paragraphs = clip_mask.any(-1), caption_mask.any(-1)
-        candidates = videos[:, None] & paragraphs[None, :]
-        if group_ids is not None:
-            candidates = candidates & ~other_members(group_ids)
-        logits = scores * _mean_length(clip_mask, caption_mask).to(scores.dtype) / temperature
-        loss = symmetric_cross_entropy(logits, anchors=videos & paragraphs, candidates=candidates)
-    return VideoParagraphOutput(
-        loss=loss,
-        similarity=similarity.detach(),
-        scores=scores.detach(),
-        logits=logits.detach(),
-        plan=None if plan is None else plan.detach(),
-        bucket_value=None if bucket_value is None else bucket_value.detach(),
-        temperature=temperature.detach(),
-        clip_mask=clip_mask,
-        caption_mask=caption_mask,
-    )
+        return _contrast_videos(block, measure, 1 / temperature.reshape(()), group_ids).loss
 
 
-def _mean_length(clip_mask: Tensor, caption_mask: Tensor) -> Tensor:
+def _contrast_videos(
+    block: SimilarityBlock,
+    measure: AbstractSequenceMeasure,
+    scale: Tensor,
+    group_ids: Tensor | None,
+) -> VideoParagraphOutput:
+    """Eq. (4), from similarities whose masks are those of sequences."""
+    measured = measure.evaluate(block)
+    videos, paragraphs = block.clip_mask.any(-1), block.caption_mask.any(-1)
+    candidates = videos[:, None] & paragraphs[None, :]
+    if group_ids is not None:
+        candidates = candidates & ~Groups.of(group_ids).duplicates()
+    logits = measured.score * _mean_length(block) * scale
+    loss = contrast(logits, None, videos & paragraphs, candidates)
+    return VideoParagraphOutput(loss, block, measured, logits.detach(), 1 / scale.detach())
+
+
+def _mean_length(block: SimilarityBlock) -> Tensor:
     """Mean number of valid clips and captions in the sequences that are valid on both sides."""
-    clips, captions = clip_mask.sum(-1), caption_mask.sum(-1)
+    clips, captions = block.clip_mask.sum(-1), block.caption_mask.sum(-1)
     both = (clips > 0) & (captions > 0)
-    return ((clips + captions) * both).sum() / (2 * both.sum()).clamp(min=1)
+    total = ((clips + captions) * both).sum().to(block.values.dtype)
+    return total / (2 * both.sum()).clamp(min=1)
 
 
 @final
-class NortonVideoParagraphLoss(nn.Module):
+class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
     r"""Contrasts whole videos with whole paragraphs; transport realigns clips and captions.
 
     .. math:: L_{video} = -\frac1B \sum_b \big[ \log \mathrm{softmax}_c(L A_{bc} / \tau)_b
@@ -170,17 +135,20 @@ class NortonVideoParagraphLoss(nn.Module):
     L is the mean number of valid clips and captions of a sequence, one number for the batch.
 
     Args:
-        similarity: from tokens to S (Bv, Bt, N, M); None means
-            :class:`~norton_losses.SoftMaximumSimilarity` with its defaults.
+        similarity: from both sides to S (Bv, Bt, N, M); None means
+            :class:`~norton_losses.SoftMaximumSimilarity` with its defaults. One of your own is any
+            function of two :class:`~norton_losses.Segments`.
         measure: from S to A (Bv, Bt), a mean per match; None means
-            :class:`~norton_losses.TransportMeasure` with its defaults.
-        temperature: the start of tau, in [0.01, 1].
+            :class:`~norton_losses.TransportMeasure` with its defaults. One of your own is any
+            function of similarity, clip mask and caption mask.
+        temperature: the start of tau, in [0.01, 1]; None means 1, and lets ``forward`` take a
+            ``logit_scale`` from outside.
         learnable_temperature: whether tau is trained: then hand ``loss.parameters()`` to the
             optimiser.
 
     Raises:
         ValueError: a temperature out of range.
-        TypeError: a measure that cannot be called, or one in place of the similarity.
+        TypeError: what cannot be called as a similarity or a measure.
 
     Source: Eq. (4)-(6) of Lin et al., ICLR 2024.
 
@@ -197,116 +165,36 @@ class NortonVideoParagraphLoss(nn.Module):
 
     def __init__(
         self,
-        similarity: TokenSimilarity | None = None,
-        measure: SequenceMeasure | None = None,
+        similarity: AbstractSimilarity | SimilarityFunction | None = None,
+        measure: AbstractSequenceMeasure | MeasureFunction | None = None,
         *,
-        temperature: float = 0.07,
+        temperature: float | None = 0.07,
         learnable_temperature: bool = True,
     ) -> None:
-        super().__init__()
-        if isinstance(
-            similarity, (AbstractAlignment, BackgroundFiltered, CaptionAverage, TransportMeasure)
-        ):
+        super().__init__(temperature, learnable_temperature)
+        if isinstance(similarity, AbstractSequenceMeasure):
             raise TypeError(
                 f"similarity must compare tokens, and a {type(similarity).__name__} is a measure; "
                 "pass it as measure=..."
             )
-        check_measure(measure)
-        self.similarity = SoftMaximumSimilarity() if similarity is None else similarity
-        self.measure = TransportMeasure() if measure is None else measure
-        self.temperature = Temperature(temperature, learnable=learnable_temperature)
+        self.similarity = as_similarity(similarity)
+        self.measure = TransportMeasure() if measure is None else as_measure(measure)
 
-    def forward(
-        self,
-        video_tokens: Tensor,
-        text_tokens: Tensor,
-        *,
-        frame_mask: Tensor | None = None,
-        word_mask: Tensor | None = None,
-        clip_mask: Tensor | None = None,
-        caption_mask: Tensor | None = None,
-        clip_embeddings: Tensor | None = None,
-        caption_embeddings: Tensor | None = None,
-        group_ids: Tensor | None = None,
-    ) -> Tensor:
-        """The loss (), float32 or wider.
+    def check(self, inputs: LossInputs) -> None:
+        self.check_logit_scale(inputs.logit_scale)
+        if inputs.group_ids is not None:
+            mask = inputs.video.mask
+            check_group_ids("group_ids", inputs.group_ids, mask.shape[:1], mask)
 
-        Args:
-            video_tokens: (B, N, F, D), floating; or (B, N, D), one token a clip.
-            text_tokens: (B, M, W, D), floating; or (B, M, D), one token a caption.
-            frame_mask: (B, N, F), bool, True where valid. Not with 3-d video tokens.
-            word_mask: (B, M, W), bool, True where valid. Not with 3-d text tokens.
-            clip_mask: (B, N), bool. A clip without a valid frame is absent all the same.
-            caption_mask: (B, M), bool. A caption without a valid word is absent all the same.
-            clip_embeddings: (B, N, D'); None means the mean of the clip's valid tokens.
-            caption_embeddings: (B, M, D'); None means the mean of the caption's valid tokens.
-            group_ids: (B,), integer. Sequences of the same group are not each other's negatives.
-
-        Raises:
-            ValueError: shapes that do not fit each other; the text names the rule.
-            TypeError: tokens that are not floating, masks that are not bool.
-        """
-        return self.explain(
-            video_tokens,
-            text_tokens,
-            frame_mask=frame_mask,
-            word_mask=word_mask,
-            clip_mask=clip_mask,
-            caption_mask=caption_mask,
-            clip_embeddings=clip_embeddings,
-            caption_embeddings=caption_embeddings,
-            group_ids=group_ids,
-        ).loss
-
-    def explain(
-        self,
-        video_tokens: Tensor,
-        text_tokens: Tensor,
-        *,
-        frame_mask: Tensor | None = None,
-        word_mask: Tensor | None = None,
-        clip_mask: Tensor | None = None,
-        caption_mask: Tensor | None = None,
-        clip_embeddings: Tensor | None = None,
-        caption_embeddings: Tensor | None = None,
-        group_ids: Tensor | None = None,
-    ) -> VideoParagraphOutput:
-        """As :meth:`forward`, with similarity, plan and scores beside the loss."""
-        video, text = read_sequences(
-            video_tokens,
-            text_tokens,
-            frame_mask=frame_mask,
-            word_mask=word_mask,
-            clip_mask=clip_mask,
-            caption_mask=caption_mask,
-            clip_embeddings=clip_embeddings,
-            caption_embeddings=caption_embeddings,
-        )
-        check_paired(video, text)
-        if group_ids is not None:  # here, before the similarity is computed
-            check_group_ids("group_ids", group_ids, video.mask.shape[:1], video.tokens)
-        with full_precision(video_tokens):
-            return explain_video_paragraph(
-                self._similarity(video, text),
-                video.mask,
-                text.mask,
-                group_ids,
-                self.measure,
-                self.temperature(),
-                self._bounds(video, text),
-            )
+    def evaluate(self, inputs: LossInputs) -> VideoParagraphOutput:
+        block = self.similarity.between(inputs.video, inputs.text)
+        return _contrast_videos(block, self.measure, self.scale(inputs), inputs.group_ids)
 
     def score(
         self,
-        video_tokens: Tensor,
-        text_tokens: Tensor,
+        video: Segments | Tensor,
+        text: Segments | Tensor,
         *,
-        frame_mask: Tensor | None = None,
-        word_mask: Tensor | None = None,
-        clip_mask: Tensor | None = None,
-        caption_mask: Tensor | None = None,
-        clip_embeddings: Tensor | None = None,
-        caption_embeddings: Tensor | None = None,
         bucket_value: float | None = None,
         similarity_range: Range | None = None,
     ) -> Tensor:
@@ -318,8 +206,8 @@ class NortonVideoParagraphLoss(nn.Module):
         only tiles of the same padded widths agree.)
 
         Args:
-            video_tokens: (Bv, N, F, D) or (Bv, N, D), floating. Other arguments as in
-                :meth:`forward`; Bt may differ from Bv.
+            video: Bv videos, as in :meth:`explain`.
+            text: Bt paragraphs; Bt may differ from Bv.
             bucket_value: a fixed p for a transport measure, in units of similarity, for example one
                 seen in ``explain(...).bucket_value``; None means no bucket, even where training
                 uses a fixed one.
@@ -330,47 +218,16 @@ class NortonVideoParagraphLoss(nn.Module):
             ValueError: a min-max similarity without a range, a bucket value for a measure that has
                 no bucket, shapes that do not fit.
         """
-        if getattr(self.similarity, "rescale", None) is not None and similarity_range is None:
+        if self.similarity.needs_range and similarity_range is None:
             raise ValueError(
                 'rescale="minmax" takes its range from the batch, so scores would depend on the '
                 "other candidates; pass similarity_range=(lo, hi)"
             )
-        measure = judging_alone(self.measure, bucket_value)
-        video, text = read_sequences(
-            video_tokens,
-            text_tokens,
-            frame_mask=frame_mask,
-            word_mask=word_mask,
-            clip_mask=clip_mask,
-            caption_mask=caption_mask,
-            clip_embeddings=clip_embeddings,
-            caption_embeddings=caption_embeddings,
-        )
-        with full_precision(video_tokens):
-            similarity = self._similarity(video, text, similarity_range)
-            if isinstance(measure, TransportMeasure) and similarity_range is None:
-                bounds = self._bounds(video, text)
-                scores = measure(similarity, video.mask, text.mask, similarity_range=bounds)
-            else:
-                scores = measure(similarity, video.mask, text.mask)
-        present = video.present[:, None] & text.present[None, :]
+        self.similarity.check_range(similarity_range)
+        measure = self.measure.for_retrieval(bucket_value)
+        video, text = read_pair(video, text)
+        with full_precision(video.tokens):
+            block = self.similarity.between(video, text, similarity_range)
+            scores = measure.evaluate(block).score
+        present = video.mask.any(-1)[:, None] & text.mask.any(-1)
         return scores.masked_fill(~present, -torch.inf)
-
-    def _bounds(self, video: Sequences, text: Sequences) -> Range | None:
-        if not isinstance(self.similarity, AbstractTokenSimilarity):
-            return None
-        return self.similarity.bounds(video.tokens.shape[2], text.tokens.shape[2])
-
-    def _similarity(
-        self, video: Sequences, text: Sequences, similarity_range: Range | None = None
-    ) -> Tensor:
-        options = {} if similarity_range is None else {"similarity_range": similarity_range}
-        return self.similarity(
-            video.tokens,
-            text.tokens,
-            frame_mask=video.token_mask,
-            word_mask=text.token_mask,
-            clip_embeddings=video.embeddings,
-            caption_embeddings=text.embeddings,
-            **options,
-        )

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from norton_losses import Segments
+
 
 @dataclass
 class Batch:
-    """Arguments of a loss, named as its `forward` names them."""
+    """What the two sides of a loss are made of."""
 
     video_tokens: Tensor
     text_tokens: Tensor
@@ -20,13 +22,24 @@ class Batch:
     caption_mask: Tensor
 
     @property
-    def masks(self) -> dict[str, Tensor]:
-        return {
-            "frame_mask": self.frame_mask,
-            "word_mask": self.word_mask,
-            "clip_mask": self.clip_mask,
-            "caption_mask": self.caption_mask,
-        }
+    def sides(self) -> tuple[Segments, Segments]:
+        """Both sides of a loss, with every mask."""
+        return self.sides_of(*self.tokens)
+
+    @property
+    def token_sides(self) -> tuple[Segments, Segments]:
+        """Both sides with the masks of tokens alone."""
+        return self.token_sides_of(*self.tokens)
+
+    def sides_of(self, video: Tensor, text: Tensor) -> tuple[Segments, Segments]:
+        """The same of other tokens."""
+        return (
+            Segments(video, self.frame_mask, mask=self.clip_mask),
+            Segments(text, self.word_mask, mask=self.caption_mask),
+        )
+
+    def token_sides_of(self, video: Tensor, text: Tensor) -> tuple[Segments, Segments]:
+        return Segments(video, self.frame_mask), Segments(text, self.word_mask)
 
     @property
     def tokens(self) -> tuple[Tensor, Tensor]:

@@ -125,7 +125,7 @@ def warping_paths(n: int, m: int) -> list[list[tuple[int, int]]]:
     return [[*path, (n - 1, m - 1)] for a, b in before if a and b for path in warping_paths(a, b)]
 
 
-def background_mask(similarity: np.ndarray, clips_per_caption: float) -> np.ndarray:
+def kept_clips(similarity: np.ndarray, clips_per_caption: float) -> np.ndarray:
     n, m = similarity.shape
     kept = sorted(range(n), key=lambda i: -similarity[i].max())[
         : max(int(clips_per_caption * m), 1)

@@ -21,9 +21,9 @@ from norton_losses import (
     TransportMeasure,
 )
 from norton_losses.functional import (
-    background_mask,
     bucket_threshold,
     dynamic_time_warping,
+    kept_clips,
     ordered_alignment,
 )
 from tests import naive
@@ -259,12 +259,12 @@ def test_extreme_similarities_stay_finite(kind: type, smoothing: float) -> None:
 def test_every_measure_trains_in_the_loss(kind: type, smoothing: float) -> None:
     batch = make_batch(ragged=True).leaves()
     loss = NortonVideoParagraphLoss(measure=kind(smoothing))
-    loss(*batch.tokens, **batch.masks).backward()
+    loss(*batch.sides).backward()
     for tokens in batch.tokens:
         assert tokens.grad is not None
         assert tokens.grad.isfinite().all()
         assert tokens.grad.any()
-    scores = loss.score(*batch.tokens, **batch.masks)
+    scores = loss.score(*batch.sides)
     assert scores.shape == (3, 3)
 
 
@@ -328,18 +328,18 @@ def test_smoothing_is_checked(kind: type, smoothing: object, error: type) -> Non
 
 def test_background_is_what_fits_no_caption() -> None:
     similarity, clips, captions = ragged(3, 4, 9, 4)
-    kept = background_mask(similarity, clips, captions)
+    kept = kept_clips(similarity, clips, captions)
     assert kept.shape == (3, 4, 9)
     for a, b in np.ndindex(3, 4):
         block = similarity[a, b][clips[a]][:, captions[b]].numpy()
-        assert kept[a, b][clips[a]].tolist() == naive.background_mask(block, 1.3).tolist()
+        assert kept[a, b][clips[a]].tolist() == naive.kept_clips(block, 1.3).tolist()
         assert not kept[a, b][~clips[a]].any()
 
 
 def test_background_of_a_tie_is_later_and_ten_captions_keep_thirteen() -> None:
-    kept = background_mask(torch.zeros(1, 1, 20, 10))
+    kept = kept_clips(torch.zeros(1, 1, 20, 10))
     assert kept[0, 0].tolist() == [True] * 13 + [False] * 7
-    assert background_mask(torch.zeros(1, 1, 5, 1), clips_per_caption=0.5).sum() == 1
+    assert kept_clips(torch.zeros(1, 1, 5, 1), clips_per_caption=0.5).sum() == 1
 
 
 @pytest.mark.parametrize("garbage", [-math.inf, math.nan, 9.0])
@@ -347,7 +347,7 @@ def test_background_keeps_no_absent_clip(garbage: float) -> None:
     similarity = torch.full((1, 1, 4, 1), garbage)
     similarity[0, 0, 2] = -5.0
     clips = torch.tensor([[False, False, True, False]])
-    assert background_mask(similarity, clips)[0, 0].tolist() == [False, False, True, False]
+    assert kept_clips(similarity, clips)[0, 0].tolist() == [False, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_background_keeps_no_absent_clip(garbage: float) -> None:
 def test_filtered_measure_is_the_measure_of_what_is_kept(measure: torch.nn.Module) -> None:
     similarity, clips, captions = ragged(3, 4, 9, 4)
     actual = BackgroundFiltered(measure)(similarity, clips, captions)
-    kept = background_mask(similarity, clips, captions)
+    kept = kept_clips(similarity, clips, captions)
     for a, b in np.ndindex(3, 4):
         block = similarity[a : a + 1, b : b + 1, kept[a, b]][..., captions[b]]
         torch.testing.assert_close(actual[a, b], measure(block)[0, 0])
@@ -372,7 +372,7 @@ def test_filtered_measure_is_the_measure_of_what_is_kept(measure: torch.nn.Modul
 
 def test_filtered_bucket_takes_its_ratio_from_own_pairs() -> None:
     similarity, clips, captions = ragged(3, 3, 9, 4)
-    kept = background_mask(similarity, clips, captions)
+    kept = kept_clips(similarity, clips, captions)
     own = torch.stack([kept[b, b] for b in range(3)])
     p = bucket_threshold(similarity, own, captions, 0.3)
     assert torch.equal(bucket_threshold(similarity, kept, captions, 0.3), p)
@@ -385,13 +385,13 @@ def test_filtered_bucket_takes_its_ratio_from_own_pairs() -> None:
 def test_filtered_measures_serve_the_loss() -> None:
     batch = make_batch(ragged=True, clips=6).leaves()
     loss = NortonVideoParagraphLoss(measure=BackgroundFiltered(TransportMeasure()))
-    loss(*batch.tokens, **batch.masks).backward()
-    alone = loss.score(*batch.tokens, **batch.masks)
+    loss(*batch.sides).backward()
+    alone = loss.score(*batch.sides)
     bare = NortonVideoParagraphLoss(measure=BackgroundFiltered(TransportMeasure(bucket=None)))
-    torch.testing.assert_close(alone, bare.score(*batch.tokens, **batch.masks))
+    torch.testing.assert_close(alone, bare.score(*batch.sides))
     with pytest.raises(ValueError, match="bucket_value is for a TransportMeasure, and here is a D"):
         NortonVideoParagraphLoss(measure=BackgroundFiltered(DynamicTimeWarping())).score(
-            *batch.tokens, **batch.masks, bucket_value=0.1
+            *batch.sides, bucket_value=0.1
         )
 
 

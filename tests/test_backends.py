@@ -26,6 +26,8 @@ from norton_losses import (
     PointCloudProblem,
     POTSinkhorn,
     PromptBucket,
+    Segments,
+    SimilarityBlock,
     SoftMaximumSimilarity,
     TorchSinkhorn,
     TransportMeasure,
@@ -34,7 +36,7 @@ from norton_losses import (
     TritonSinkhorn,
 )
 from norton_losses.functional import entropic_score, transport_score, video_paragraph_loss
-from norton_losses.sinkhorn import domains, select
+from norton_losses.sinkhorn import scaling_domain, select
 from tests.batches import make_batch
 from tests.problems import random_problem
 
@@ -314,7 +316,7 @@ class TestPlanGradient:
 class TestLearnableBucket:
     def test_without_any_gradient_construction_raises(self) -> None:
         bucket = PromptBucket(value=0.1, learnable=True)
-        with pytest.raises(ValueError, match=r'score="entropic".*plan_gradient="implicit"'):
+        with pytest.raises(ValueError, match=r'objective="entropic".*plan_gradient="implicit"'):
             TransportMeasure(bucket=bucket)
 
     @pytest.mark.parametrize(
@@ -322,8 +324,8 @@ class TestLearnableBucket:
         [
             ({"sinkhorn": TorchSinkhorn(plan_gradient="implicit")}, 0.0, None, 1),
             ({"sinkhorn": TorchSinkhorn(plan_gradient="implicit")}, 0.0, -0.5, 1),
-            ({"score": "entropic"}, 1.0, None, -1),
-            ({"score": "entropic"}, 1.0, 0.8, -1),
+            ({"objective": "entropic"}, 1.0, None, -1),
+            ({"objective": "entropic"}, 1.0, 0.8, -1),
         ],
         ids=["implicit-ratio", "implicit-value", "entropic-ratio", "entropic-value"],
     )
@@ -361,7 +363,7 @@ class TestLearnableBucket:
 
     def test_it_is_saved_and_shown(self) -> None:
         loss = NortonVideoParagraphLoss(
-            measure=TransportMeasure(bucket=PromptBucket(learnable=True), score="entropic")
+            measure=TransportMeasure(bucket=PromptBucket(learnable=True), objective="entropic")
         )
         assert "measure.bucket.offset" in loss.state_dict()
         assert "offset=0.0000" in repr(loss)
@@ -380,7 +382,7 @@ class TestDomains:
             )
 
         assert TorchSinkhorn().domain_of(known(0, 1)) == "scaling"
-        assert TorchSinkhorn().domain_of(known(-50, 50)) == "absorbed"
+        assert TorchSinkhorn().domain_of(known(-50, 50)) == "stabilized"
         assert TorchSinkhorn().domain_of(problem) == "scaling"
         assert TorchSinkhorn(plan_gradient="unrolled").domain_of(problem) == "log"
         with pytest.raises(ValueError, match=r"scores must lie in their score_range \(0, 0.1\)"):
@@ -392,7 +394,8 @@ class TestDomains:
         clips, captions = torch.tensor([[True, False]]), torch.tensor([[False, True]])
         similarity = torch.full((1, 1, 2, 2), 100.5)
         measure = TransportMeasure(0.05, 0.3, TorchSinkhorn())
-        score = measure(similarity, clips, captions, similarity_range=(100.0, 101.0))
+        block = SimilarityBlock(similarity, clips, captions, bounds=(100.0, 101.0))
+        score = measure.evaluate(block).score
         torch.testing.assert_close(score, torch.tensor([[100.5]]))
 
     @pytest.mark.parametrize(
@@ -413,17 +416,17 @@ class TestDomains:
         for sign in (1, -1):  # the same token everywhere is the extreme
             for video in (tokens, torch.ones(2, 2, 3, 4)):
                 lo, hi = similarity.bounds(3, 3)
-                values = similarity(video, sign * video, frame_mask=mask, word_mask=mask)
+                values = similarity(Segments(video, mask), Segments(sign * video, mask))
                 assert lo - 1e-5 <= values.min()
                 assert values.max() <= hi + 1e-5
 
-    @pytest.mark.parametrize("domain", ["scaling", "absorbed", "log"])
+    @pytest.mark.parametrize("domain", ["scaling", "stabilized", "log"])
     @pytest.mark.parametrize("tolerance", [None, 1e-4])
     def test_chunks_are_solved_alike(self, domain, tolerance, monkeypatch) -> None:
         problem = random_problem(7, zero_columns=1, dtype=torch.float32, epsilon=0.05)
         solver = TorchSinkhorn(domain=domain, tolerance=tolerance)
         whole = solver.solve(problem)
-        monkeypatch.setattr(domains, "_CHUNK", 2 * 35 * 4)
+        monkeypatch.setattr(scaling_domain, "_CHUNK", 2 * 35 * 4)
         parts = solver.solve(problem)
         torch.testing.assert_close(parts.plan, whole.plan, rtol=0, atol=1e-6)
         assert parts.iterations.tolist() == whole.iterations.tolist()
@@ -432,11 +435,11 @@ class TestDomains:
         problem = random_problem(2, n=20, m=20, epsilon=0.3)
         wide = TransportProblem(300 * problem.scores, problem.log_mu, problem.log_nu, 1.0)
         exact = TorchSinkhorn(40, domain="log").solve(wide).plan
-        assert TorchSinkhorn().domain_of(wide.to(torch.float32)) == "absorbed"
+        assert TorchSinkhorn().domain_of(wide.to(torch.float32)) == "stabilized"
         plan = TorchSinkhorn(40).solve(wide.to(torch.float32)).plan
         torch.testing.assert_close(plan, exact.float(), rtol=0, atol=1e-5)
 
-    @pytest.mark.parametrize("domain", ["scaling", "absorbed", "log"])
+    @pytest.mark.parametrize("domain", ["scaling", "stabilized", "log"])
     @pytest.mark.parametrize("log_mass", [-150.0, 80.0])
     def test_any_mass_is_carried(self, domain, log_mass: float) -> None:
         problem = random_problem(3, dtype=torch.float32)
@@ -523,7 +526,7 @@ def test_the_loss_and_its_gradients_do_not_depend_on_the_backend(
             ClipCaptionOTLoss(temperature=0.5, sinkhorn=solver),
         ).double()
         leaves = batch.leaves()
-        value = loss(*leaves.tokens, **leaves.masks)
+        value = loss(*leaves.sides)
         return [value, *torch.autograd.grad(value, leaves.tokens)]
 
     exact = loss_and_gradients(TorchSinkhorn(50 if tolerance < 1e-6 else 1000))

@@ -19,6 +19,7 @@ from norton_losses import (
     DynamicTimeWarping,
     NortonLoss,
     OrderedAlignment,
+    Segments,
     TorchSinkhorn,
     TransportMeasure,
 )
@@ -48,10 +49,8 @@ def compare(
 def test_soft_maximum(ragged: bool, alpha: float, form) -> None:
     def ours(video: Tensor, text: Tensor, frame_mask: Tensor, word_mask: Tensor) -> Tensor:
         return soft_maximum(
-            video[None],
-            text[None],
-            frame_mask=frame_mask[None],
-            word_mask=word_mask[None],
+            Segments(video[None], frame_mask[None]),
+            Segments(text[None], word_mask[None]),
             alpha=alpha,
             exponential="sum",
             count_padding=True,
@@ -89,7 +88,7 @@ def test_released_loss(ragged: bool, by_blocks: bool) -> None:
     loss = NortonLoss.released().double()
 
     def ours(video: Tensor, text: Tensor, frame_mask: Tensor, word_mask: Tensor) -> Tensor:
-        return loss(video, text, frame_mask=frame_mask, word_mask=word_mask)
+        return loss(Segments(video, frame_mask), Segments(text, word_mask))
 
     def theirs(**made: Tensor) -> Tensor:
         return naive.released_loss(**made, by_blocks=by_blocks)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from norton_losses import ClipCaptionOTLoss, TorchSinkhorn
+from norton_losses import ClipCaptionOTLoss, Segments, TorchSinkhorn
 from norton_losses.functional import clip_caption_loss, symmetric_cross_entropy
 from tests import naive
 
@@ -89,12 +89,13 @@ def test_leading_dimensions_are_flattened() -> None:
     mask, groups = torch.tensor([1, 1, 0, 1, 1, 1]).bool(), torch.tensor([0, 1, 2, 0, 3, 4])
     loss = ClipCaptionOTLoss()
     shaped = loss(
-        clips.view(2, 3, 8),
+        Segments(clips.view(2, 3, 8), mask=mask.view(2, 3)),
         captions.view(2, 3, 8),
-        mask=mask.view(2, 3),
         group_ids=groups.view(2, 3),
     )
-    assert torch.equal(shaped, loss(clips, captions, mask=mask, group_ids=groups))
+    flat = loss(Segments(clips[None], mask=mask[None]), captions, group_ids=groups)
+    assert torch.equal(shaped, flat)
+    assert torch.equal(loss(clips, captions), loss(clips.view(2, 3, 8), captions.view(2, 3, 8)))
 
 
 @pytest.mark.parametrize("options", [{}, {"normalize": False, "temperature": None}])
@@ -103,7 +104,7 @@ def test_invalid_pairs_are_as_if_not_in_the_batch(options: dict) -> None:
     mask = torch.tensor([1, 0, 1, 1, 0, 1]).bool()
     loss = ClipCaptionOTLoss(**options)
     dirty = [t.masked_fill(~mask[:, None], math.nan).requires_grad_() for t in (clips, captions)]
-    value = loss(*dirty, mask=mask)
+    value = loss(*(Segments(tokens[None], mask=mask[None]) for tokens in dirty))
     torch.testing.assert_close(value, loss(clips[mask], captions[mask]))
     for gradient in torch.autograd.grad(value, dirty):
         assert not gradient[~mask].any()
@@ -112,7 +113,7 @@ def test_invalid_pairs_are_as_if_not_in_the_batch(options: dict) -> None:
 
 def test_nothing_valid_gives_zero_on_the_graph() -> None:
     clips, captions = (t.requires_grad_() for t in pairs())
-    value = ClipCaptionOTLoss()(clips, captions, mask=torch.zeros(6).bool())
+    value = ClipCaptionOTLoss()(Segments(clips[None], mask=torch.zeros(1, 6).bool()), captions)
     value.backward()
     assert value.item() == 0
     assert clips.grad is not None
@@ -163,6 +164,22 @@ class TestGroups:
         loss = ClipCaptionOTLoss()
         torch.testing.assert_close(
             loss(clips, captions, group_ids=torch.arange(6)), loss(clips, captions)
+        )
+
+    def test_groups_of_sequences_leave_their_own_pairs_negatives(self) -> None:
+        video, text = (tokens.view(3, 2, 8) for tokens in pairs())
+        loss = ClipCaptionOTLoss(0.5)
+        out = loss.explain(video, text, group_ids=torch.tensor([4, 9, 4]))
+        sequence = torch.tensor([0, 0, 1, 1, 2, 2])
+        duplicates = (sequence[:, None] + sequence == 2) & (sequence[:, None] != sequence)
+        assert not out.targets[duplicates].any()
+        kept = out.logits.masked_fill(duplicates, -torch.inf)
+        log_p = kept.log_softmax(0) + kept.log_softmax(1)
+        expected = -(out.targets * log_p.masked_fill(duplicates, 0)).sum() / 6
+        torch.testing.assert_close(out.loss, expected)
+        chunked = ClipCaptionOTLoss(0.5, chunk_rows=4)
+        torch.testing.assert_close(
+            chunked(video, text, group_ids=torch.tensor([4, 9, 4])), out.loss
         )
 
     def test_one_group_of_all_leaves_nothing_to_contrast(self) -> None:
@@ -250,17 +267,17 @@ class TestErrors:
     def test_inputs(self) -> None:
         loss, (clips, captions) = ClipCaptionOTLoss(), pairs()
         with pytest.raises(
-            ValueError, match=r"caption_embeddings must have shape \(6, 8\), got \(5"
+            ValueError, match=r"as many of each, got N = 6 clips and M = 5 .*Segments\.from_flat"
         ):
             loss(clips, captions[:5])
-        with pytest.raises(ValueError, match="clip_embeddings must have at least 2 dimensions"):
+        with pytest.raises(ValueError, match=r"video must have 4 dimensions.*got shape \(8,\)"):
             loss(clips[0], captions[0])
-        with pytest.raises(TypeError, match="clip_embeddings must be a floating tensor"):
+        with pytest.raises(TypeError, match="video must be a floating tensor"):
             loss(clips.long(), captions)
-        with pytest.raises(TypeError, match="mask must be a bool tensor with True where valid"):
-            loss(clips, captions, mask=torch.ones(6))
-        with pytest.raises(ValueError, match=r"mask must have shape \(6,\), got \(5,\)"):
-            loss(clips, captions, mask=torch.ones(5).bool())
+        with pytest.raises(TypeError, match="group_ids must be an integer torch.Tensor, got list"):
+            loss(clips, captions, group_ids=[0, 1, 2, 3, 4, 5])
+        with pytest.raises(ValueError, match=r"group_ids must have shape \(6,\), got \(5,\)"):
+            loss(clips, captions, group_ids=torch.arange(5))
         with pytest.raises(TypeError, match="group_ids must be an integer tensor"):
             loss(clips, captions, group_ids=torch.ones(6))
         with pytest.raises(ValueError, match="no empty dimension"):

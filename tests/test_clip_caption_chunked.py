@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import HAS_GEOMLOSS, HAS_KEOPS, HAS_POT
-from norton_losses import ClipCaptionOTLoss, GeomLossSinkhorn, TorchSinkhorn
+from norton_losses import ClipCaptionOTLoss, GeomLossSinkhorn, Segments, TorchSinkhorn
 
 K, D = 23, 6
 
@@ -17,9 +17,10 @@ def embeddings(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.
     return clips.to(dtype).requires_grad_(), captions.to(dtype).requires_grad_()
 
 
-def loss_and_gradients(loss: ClipCaptionOTLoss, **options):
+def loss_and_gradients(loss: ClipCaptionOTLoss, mask: torch.Tensor | None = None, **options):
     clips, captions = embeddings()
-    value = loss(clips, captions, **options)
+    video = clips if mask is None else Segments(clips[None], mask=mask[None])
+    value = loss(video, captions, **options)
     return value, *torch.autograd.grad(value, [clips, captions, *loss.parameters()])
 
 
@@ -58,7 +59,7 @@ def test_garbage_in_masked_pairs_has_no_effect() -> None:
     clean = loss_and_gradients(loss, mask=mask)[0]
     clips, captions = embeddings()
     dirty = clips.detach().masked_fill(~mask[:, None], torch.nan).requires_grad_()
-    value = loss(dirty, captions, mask=mask)
+    value = loss(Segments(dirty[None], mask=mask[None]), captions)
     assert torch.equal(value, clean)
     assert torch.autograd.grad(value, dirty)[0].isfinite().all()
 

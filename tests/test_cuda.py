@@ -32,9 +32,9 @@ def test_values_and_gradients_are_those_of_the_cpu(make) -> None:
     batch = make_batch(ragged=True)
     here, there = batch.leaves(), on_cuda(batch).leaves()
     loss = make()
-    value = loss(*here.tokens, **here.masks)
+    value = loss(*here.sides)
     expected = torch.autograd.grad(value, here.tokens)
-    moved = loss.cuda()(*there.tokens, **there.masks)
+    moved = loss.cuda()(*there.sides)
     torch.testing.assert_close(moved.cpu(), value)
     for ours, theirs in zip(torch.autograd.grad(moved, there.tokens), expected, strict=True):
         torch.testing.assert_close(ours.cpu(), theirs)
@@ -43,13 +43,13 @@ def test_values_and_gradients_are_those_of_the_cpu(make) -> None:
 @pytest.mark.parametrize("make", PRESETS)
 def test_a_training_step_never_waits_for_the_gpu(make, no_sync: None) -> None:
     batch = on_cuda(make_batch(ragged=True, dtype=torch.float32)).leaves()
-    make().cuda()(*batch.tokens, **batch.masks).backward()
+    make().cuda()(*batch.sides).backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast_rounds_nothing(dtype: torch.dtype) -> None:
     batch = on_cuda(make_batch(ragged=True, dtype=torch.float32))
     loss = NortonLoss().cuda()
-    outside = loss(*batch.tokens, **batch.masks)
+    outside = loss(*batch.sides)
     with torch.autocast("cuda", dtype=dtype):
-        assert torch.equal(loss(*batch.tokens, **batch.masks), outside)
+        assert torch.equal(loss(*batch.sides), outside)

@@ -12,8 +12,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from norton_losses import MaxSimilarity, NortonVideoParagraphLoss, SoftMaximumSimilarity
-from norton_losses.kernels import packing, soft_maximum_chunked
+from norton_losses import (
+    MaxSimilarity,
+    NortonVideoParagraphLoss,
+    Segments,
+    SoftMaximumSimilarity,
+)
+from norton_losses.kernels import (
+    AutoSoftMaximum,
+    ChunkedSoftMaximum,
+    ragged_tiles,
+    soft_maximum_chunked,
+)
 from norton_losses.kernels.soft_maximum import soft_maximum
 from norton_losses.token_similarity import soft_maximum as definition
 from tests.batches import Batch, make_batch
@@ -22,19 +32,20 @@ ALPHAS = [0.005, 0.02, 0.05, 0.1, 1.0, 10.0]
 
 
 def similarity(alpha: float, **options: Any) -> SoftMaximumSimilarity | MaxSimilarity:
-    """Eq. (5) alone, or its limit at alpha 0."""
+    """Eq. (5) alone, or its limit at alpha 0; options of the chunked form are handed to it."""
+    chunked = {
+        name: options.pop(name) for name in ("save_scores", "operand_dtype") & options.keys()
+    }
+    if chunked:
+        options["implementation"] = ChunkedSoftMaximum(**chunked)
     if alpha == 0:
         return MaxSimilarity(pooled_weight=0, **options)
     return SoftMaximumSimilarity(alpha, pooled_weight=0, **options)
 
 
-def masks(batch: Batch) -> dict[str, Tensor]:
-    return {"frame_mask": batch.frame_mask, "word_mask": batch.word_mask}
-
-
 def value_and_gradients(module: torch.nn.Module, batch: Batch, dtype: torch.dtype) -> list[Tensor]:
     leaves = batch.leaves(dtype)
-    value = module(*leaves.tokens, **masks(leaves))
+    value = module(*leaves.token_sides)
     g = torch.Generator().manual_seed(1)
     upstream = torch.randn(value.shape, generator=g, dtype=torch.float64).to(dtype)
     return [value.detach(), *torch.autograd.grad(value, leaves.tokens, upstream)]
@@ -106,12 +117,12 @@ def test_equal_maxima_share_their_gradient(implementation: Any) -> None:
 def test_order_of_segments_and_of_tokens_does_not_matter(alpha: float) -> None:
     batch = make_batch(1, 6, 5, frames=9, words=14, ragged=True, dtype=torch.float32)
     clips, frames = torch.randperm(6), torch.randperm(9)
-    value = similarity(alpha)(*batch.tokens, **masks(batch))
+    value = similarity(alpha)(*batch.token_sides)
     shuffled = similarity(alpha)(
-        batch.video_tokens[:, clips][:, :, frames],
-        batch.text_tokens,
-        frame_mask=batch.frame_mask[:, clips][:, :, frames],
-        word_mask=batch.word_mask,
+        Segments(
+            batch.video_tokens[:, clips][:, :, frames], batch.frame_mask[:, clips][:, :, frames]
+        ),
+        batch.token_sides[1],
     )
     torch.testing.assert_close(shuffled, value[:, :, clips], rtol=0, atol=1e-6)
 
@@ -121,7 +132,7 @@ def test_twice_the_same_and_differentiated_twice(alpha: float) -> None:
     batch = make_batch(3, 6, 5, ragged=True, dtype=torch.float32)
     once, again = (value_and_gradients(similarity(alpha), batch, torch.float32) for _ in range(2))
     leaves = batch.leaves()
-    value = similarity(alpha, save_scores=True)(*leaves.tokens, **masks(leaves)).sum()
+    value = similarity(alpha, save_scores=True)(*leaves.token_sides).sum()
     first = torch.autograd.grad(value, leaves.tokens, retain_graph=True)
     second = torch.autograd.grad(value, leaves.tokens)
     for a, b in zip([*once, *first], [*again, *second], strict=True):
@@ -131,12 +142,10 @@ def test_twice_the_same_and_differentiated_twice(alpha: float) -> None:
 @pytest.mark.parametrize("side", [0, 1])
 def test_gradient_of_one_side_alone(side: int) -> None:
     leaves = make_batch(ragged=True).leaves()
-    both = torch.autograd.grad(
-        similarity(0.1)(*leaves.tokens, **masks(leaves)).sum(), leaves.tokens
-    )
+    both = torch.autograd.grad(similarity(0.1)(*leaves.token_sides).sum(), leaves.tokens)
     tokens = [t.detach() for t in leaves.tokens]
     tokens[side].requires_grad_()
-    similarity(0.1)(*tokens, **masks(leaves)).sum().backward()
+    similarity(0.1)(*leaves.token_sides_of(*tokens)).sum().backward()
     assert tokens[side].grad is not None
     torch.testing.assert_close(tokens[side].grad, both[side])
 
@@ -144,7 +153,7 @@ def test_gradient_of_one_side_alone(side: int) -> None:
 def test_nothing_present() -> None:
     leaves = make_batch().leaves()
     leaves.frame_mask[:] = False
-    value = similarity(0.1)(*leaves.tokens, **masks(leaves))
+    value = similarity(0.1)(*leaves.token_sides)
     value.sum().backward()
     assert not value.any()
     for tokens in leaves.tokens:
@@ -183,7 +192,7 @@ def test_the_token_tensor_is_never_held(alpha: float) -> None:
 def test_tiles_hold_every_present_segment_once_and_little_padding() -> None:
     mask = torch.arange(32) < torch.randint(0, 33, (500, 1))
     mask = mask[:, torch.randperm(32)]
-    tiles = packing.tiles_of(mask, 512)
+    tiles = ragged_tiles.tiles_of(mask, 512)
     assert torch.equal(
         torch.cat([tile.segments for tile in tiles]).sort().values, mask.any(-1).nonzero()[:, 0]
     )
@@ -196,7 +205,7 @@ def test_tiles_hold_every_present_segment_once_and_little_padding() -> None:
         assert torch.equal(padded, ~slots)
     assert torch.equal(valid.sort().values, mask.flatten().nonzero()[:, 0])
     assert all(tile.size <= 512 for tile in tiles)
-    assert sum(tile.size for tile in tiles) <= (1 + packing.MOST_PADDING) * len(valid)
+    assert sum(tile.size for tile in tiles) <= (1 + ragged_tiles.MOST_PADDING) * len(valid)
 
 
 def test_scores_are_kept_where_they_were_asked_for_and_fit() -> None:
@@ -247,7 +256,7 @@ def test_gradient_of_the_gradient_is_refused() -> None:
 def test_backward_inside_autocast_rounds_nothing() -> None:
     batch = make_batch(ragged=True, dtype=torch.float32)
     leaves = batch.leaves()
-    value = 1e5 * similarity(0.1)(*leaves.tokens, **masks(leaves))  # as a gradient scaler makes it
+    value = 1e5 * similarity(0.1)(*leaves.token_sides)  # as a gradient scaler makes it
     outside = torch.autograd.grad(value.sum(), leaves.tokens, retain_graph=True)
     for dtype in (torch.float16, torch.bfloat16):
         with torch.autocast("cpu", dtype=dtype):
@@ -304,14 +313,14 @@ class TestChoices:
     def test_video_paragraph_loss_is_fused(self) -> None:
         used = NortonVideoParagraphLoss().similarity
         assert isinstance(used, SoftMaximumSimilarity)
-        assert used.implementation.name == "auto"
+        assert used.implementation == AutoSoftMaximum()
 
     @pytest.mark.parametrize("alpha", [0, 0.1])
     def test_travels_and_says_what_it_is(self, alpha: float) -> None:
-        module = similarity(alpha, implementation="chunked", operand_dtype=torch.bfloat16)
+        module = similarity(alpha, operand_dtype=torch.bfloat16)
         for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
             assert other.implementation == module.implementation
-        assert "implementation='chunked'" in repr(module)
+        assert "implementation=ChunkedSoftMaximum(" in repr(module)
         assert "bfloat16" in repr(module)
 
     @pytest.mark.parametrize(
@@ -321,12 +330,6 @@ class TestChoices:
             ({"save_scores": "never"}, "save_scores must be one of"),
             ({"save_scores": 1}, "save_scores must be one of"),
             ({"operand_dtype": torch.float64}, "operand_dtype must be one of"),
-            ({"implementation": "reference", "save_scores": True}, "options of the fused"),
-            (
-                {"implementation": "reference", "operand_dtype": torch.bfloat16},
-                "options of the fused",
-            ),
-            ({"implementation": "triton", "save_scores": True}, "save_scores=True is for"),
         ],
     )
     @pytest.mark.parametrize("alpha", [0, 0.1])
@@ -368,6 +371,6 @@ def test_definition_is_what_reference_means() -> None:
     batch = make_batch(ragged=True)
     units = (torch.nn.functional.normalize(t, dim=-1) for t in batch.tokens)
     torch.testing.assert_close(
-        similarity(0.1, implementation="reference")(*batch.tokens, **masks(batch)),
-        definition(*units, alpha=0.1, **masks(batch)),
+        similarity(0.1, implementation="reference")(*batch.token_sides),
+        definition(*batch.token_sides_of(*units), alpha=0.1),
     )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 
 from norton_losses import (
+    ClipCaptionOTLoss,
     MaxSimilarity,
     MeanSimilarity,
     NortonLoss,
     NortonVideoParagraphLoss,
+    Segments,
     SoftMaximumSimilarity,
+    _checks,
 )
 from norton_losses.functional import soft_maximum
 
@@ -39,72 +43,115 @@ every_loss = pytest.mark.parametrize("take", LOSSES.values(), ids=LOSSES.keys())
 class TestTokens:
     def test_rank(self, take) -> None:
         with pytest.raises(
-            ValueError, match=r"video_tokens must have 4 dimensions \(B, N, F, D\), g"
+            ValueError, match=r"video must have 4 dimensions \(B, N, T, D\), got shape \(8,\)"
         ):
-            take(video[0, 0], text)
-        with pytest.raises(
-            ValueError, match=r"text_tokens must have 4 dimensions \(B, M, W, D\), go"
-        ):
+            take(video[0, 0, 0], text)
+        with pytest.raises(ValueError, match=r"text must have 4 dimensions \(B, N, T, D\), got"):
             take(video, text[None])
+
+    def test_flat(self, take) -> None:
+        with pytest.raises(
+            ValueError, match=r"text must have shape \(B, N, T, D\).*\.from_flat\(t"
+        ):
+            take(video, text[0, 0])
 
     def test_width(self, take) -> None:
         with pytest.raises(ValueError, match="share their width D, got 8 and 6; project"):
             take(video, text[..., :6])
 
-    def test_floating(self, take) -> None:
+    def test_a_similarity_in_place_of_tokens(self, take) -> None:
+        with pytest.raises(ValueError, match=r"similarities \(B, B, N, M\) go to .*functional"):
+            take(torch.rand(2, 2, 3, 3), text)
+
+    def test_token_ids(self, take) -> None:
         with pytest.raises(
-            TypeError, match=r"text_tokens must be a floating tensor, got torch.int64"
+            TypeError, match=r"text must be a floating tensor, got torch.int64; .*em"
         ):
             take(video, text.long())
 
     def test_tensor(self, take) -> None:
-        with pytest.raises(TypeError, match=r"video_tokens must be a torch.Tensor .*, got list"):
+        with pytest.raises(
+            TypeError, match=r"video must be a torch.Tensor .*, got list; .*from_li"
+        ):
             take(video.tolist(), text)
 
     def test_empty(self, take) -> None:
-        with pytest.raises(ValueError, match=r"video_tokens must have no empty dimension"):
+        with pytest.raises(ValueError, match="video must have no empty dimension"):
             take(video[:, :0], text)
 
-    def test_mask_dtype(self, take) -> None:
-        with pytest.raises(
-            TypeError, match=r"frame_mask must be a bool tensor with True where val"
-        ):
-            take(video, text, frame_mask=torch.ones(2, 3, 4))
 
-    def test_mask_shape(self, take) -> None:
+class TestMasks:
+    def test_dtype(self) -> None:
+        for mask in (torch.ones(2, 3, 4), torch.zeros(2, 3, 4).long()):
+            with pytest.raises(
+                TypeError, match=r"token_mask must be a bool .*mask == 0 if it marks"
+            ):
+                Segments(video, mask)
+        with pytest.raises(TypeError, match="mask must be a bool tensor with True where valid"):
+            Segments(video, mask=torch.ones(2, 3))
+
+    def test_shape(self) -> None:
         with pytest.raises(
-            ValueError, match=r"word_mask must have shape \(2, 3, 5\), got \(2, 3, 4"
+            ValueError, match=r"token_mask must have shape \(2, 3, 4\), got \(2, 3, 5"
         ):
-            take(video, text, word_mask=torch.ones(2, 3, 4).bool())
+            Segments(video, torch.ones(2, 3, 5).bool())
+        with pytest.raises(ValueError, match=r"^mask must have shape \(2, 3\), got \(3, 2\)"):
+            Segments(video, mask=torch.ones(3, 2).bool())
+
+    def test_token_mask_beside_single_or_flat_tokens(self) -> None:
+        with pytest.raises(
+            ValueError, match=r"pass mask instead or.*Segments\.from_flat\(tokens, co"
+        ):
+            Segments(video[0], torch.ones(3, 4).bool())
+
+    def test_embeddings(self) -> None:
+        with pytest.raises(ValueError, match=r"embeddings must have 3 dimensions \(B, N, D\)"):
+            Segments(video, embeddings=torch.randn(6, 8))
+        with pytest.raises(ValueError, match=r"embeddings must have shape \(2, 3, 8\), got"):
+            Segments(video, embeddings=torch.randn(2, 4, 8))
+        for take in (*LOSSES.values(), SoftMaximumSimilarity()):
+            with pytest.raises(ValueError, match="share their width of embeddings, got 6 and 8"):
+                take(Segments(video, embeddings=torch.randn(2, 3, 6)), text)
 
 
-@every_loss
-class TestSequences:
-    def test_segment_mask(self, take) -> None:
-        with pytest.raises(ValueError, match=r"clip_mask must have shape \(2, 3\), got \(3, 2\)"):
-            take(video, text, clip_mask=torch.ones(3, 2).bool())
-        with pytest.raises(TypeError, match="caption_mask must be a bool tensor"):
-            take(video, text, caption_mask=torch.ones(2, 3).long())
+@pytest.mark.parametrize("make", [NortonLoss, NortonVideoParagraphLoss, ClipCaptionOTLoss])
+def test_inputs_are_checked_once_a_call(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tensor at the door it comes in by; the similarity, which may be a user's, at its own."""
+    seen: list[str] = []
 
-    def test_token_mask_beside_single_tokens(self, take) -> None:
-        with pytest.raises(
-            ValueError, match=r"frame_mask describes 4-d tokens .*pass clip_mask ins"
-        ):
-            take(video[:, :, 0], text, frame_mask=torch.ones(2, 3).bool())
-        with pytest.raises(ValueError, match=r"word_mask describes 4-d.*pass caption_mask instead"):
-            take(video, text[:, :, 0], word_mask=torch.ones(2, 3).bool())
+    def counted(check):
+        def wrapper(name, *arguments, **options):
+            seen.append(name)
+            return check(name, *arguments, **options)
 
-    def test_embeddings(self, take) -> None:
-        with pytest.raises(ValueError, match=r"clip_embeddings must have 3 dimensions \(B, N, D\)"):
-            take(video, text, clip_embeddings=torch.randn(6, 8))
-        with pytest.raises(
-            ValueError, match=r"caption_embeddings must have shape \(2, 3, 8\), got"
-        ):
-            take(video, text, caption_embeddings=torch.randn(2, 4, 8))
-        with pytest.raises(
-            ValueError, match="clip_embeddings and caption_embeddings must share th"
-        ):
-            take(video, text, clip_embeddings=torch.randn(2, 3, 6))
+        return wrapper
+
+    modules = [m for n, m in sys.modules.items() if n.startswith("norton_losses") and m is not None]
+    for name in ("check_floating", "check_mask"):
+        check = counted(getattr(_checks, name))
+        for module in modules:
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, check)
+    sides = Segments(video, torch.rand(2, 3, 4) < 0.9), Segments(text, torch.rand(2, 3, 5) < 0.9)
+    assert seen == 2 * ["tokens", "token_mask"]
+    seen.clear()
+    loss = make()
+    loss(*sides)
+    # No input any more; the similarity with its masks, and the masks of the transport's two sides.
+    assert len(seen) == len(set(seen)), seen
+    assert not {"tokens", "token_mask", "video", "text"} & set(seen), seen
+    assert len(seen) <= 5, seen
+    seen.clear()
+    loss(video, text)
+    assert len(seen) == len(set(seen)), seen
+    assert {"video", "text"} <= set(seen)
+
+
+@pytest.mark.parametrize("loss", [NortonLoss(), ClipCaptionOTLoss()])
+def test_flat_tokens_of_unlike_widths_are_told_of_from_flat(loss: torch.nn.Module) -> None:
+    frames, words = torch.randn(6, 4, 8), torch.randn(6, 5, 8)
+    with pytest.raises(ValueError, match=r"N = 4 clips and M = 5 captions; group flat .*from_flat"):
+        loss(frames, words)
 
 
 @pytest.mark.parametrize("loss", [NortonLoss(), NortonVideoParagraphLoss()])
@@ -162,11 +209,9 @@ def test_settings(build: Callable[[], object], message: str) -> None:
 
 
 def test_tensors_on_different_devices() -> None:
-    with pytest.raises(
-        ValueError, match="text_tokens must be on cpu like the other inputs, got me"
-    ):
+    with pytest.raises(ValueError, match="text must be on cpu like the other inputs, got meta"):
         NortonLoss()(video, text.to("meta"))
     with pytest.raises(
-        ValueError, match="frame_mask must be on cpu like the other inputs, got met"
+        ValueError, match="token_mask must be on cpu like the other inputs, got met"
     ):
-        NortonLoss()(video, text, frame_mask=torch.ones(2, 3, 4).bool().to("meta"))
+        Segments(video, torch.ones(2, 3, 4).bool().to("meta"))

@@ -12,11 +12,11 @@ from norton_losses.metrics import (
     alignment_recall,
     average_windows,
     frame_accuracy,
+    invert_truth,
     median_rank,
     multiple_choice_accuracy,
     recall_at,
     retrieval_ranks,
-    truth_of_candidates,
 )
 
 RNG = np.random.default_rng(0)
@@ -85,9 +85,9 @@ def test_absent_candidates_rank_last() -> None:
 
 def test_the_other_direction_takes_the_best_of_several() -> None:
     scores = np.array([[0.9, 0.1], [0.2, 0.3], [0.3, 0.7]])  # videos 0 and 1 are of paragraph 0
-    back = truth_of_candidates([0, 0, 1], 3)
+    back = invert_truth([0, 0, 1], 3)
     assert back.tolist() == [[True, True, False], [False, False, True], [False] * 3]
-    ranks = retrieval_ranks(scores.T, truth_of_candidates([0, 0, 1], 2))
+    ranks = retrieval_ranks(scores.T, invert_truth([0, 0, 1], 2))
     assert ranks.tolist() == [0, 0]
     nobody = retrieval_ranks(np.c_[scores, scores[:, :1]].T, back)  # paragraph 2 asks nothing
     assert nobody.tolist() == [0, 0]
@@ -164,7 +164,7 @@ def test_auc_is_the_chance_of_the_right_order() -> None:
         (lambda: average_windows(np.ones((2, 2, 1)), [0, 3], 5), "frame 2 of 5 lies in none"),
         (lambda: average_windows(np.ones((1, 2, 1)), [-1], 1), "0 or above, got -1"),
         (lambda: average_windows(np.ones((1, 2, 1)), [0], 0), "length must be a whole number"),
-        (lambda: truth_of_candidates(3, 5), r"truth must have shape \(T,\), got \(\)"),  # type: ignore[arg-type]
+        (lambda: invert_truth(3, 5), r"truth must have shape \(T,\), got \(\)"),  # type: ignore[arg-type]
         (
             lambda: multiple_choice_accuracy(np.full((1, 1), math.inf), np.zeros((1, 2, 1)), [0]),
             "dot products must not hold NaN",

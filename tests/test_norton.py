@@ -16,6 +16,7 @@ from norton_losses import (
     MaxSimilarity,
     NortonLoss,
     NortonVideoParagraphLoss,
+    Segments,
     SoftMaximumSimilarity,
     TransportMeasure,
 )
@@ -35,8 +36,8 @@ every_loss = pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES.keys())
 def test_is_the_weighted_sum_of_its_terms() -> None:
     batch = make_batch(ragged=True)
     loss = NortonLoss(weight=0.7)
-    out = loss.explain(*batch.tokens, **batch.masks)
-    video_paragraph = loss.video_paragraph(*batch.tokens, **batch.masks)
+    out = loss.explain(*batch.sides)
+    video_paragraph = loss.video_paragraph(*batch.sides)
     clips, captions = (
         torch.where(mask[..., None], tokens, 0).sum(2) / mask.sum(2, keepdim=True).clamp(min=1)
         for tokens, mask in (
@@ -45,12 +46,12 @@ def test_is_the_weighted_sum_of_its_terms() -> None:
         )
     )
     both = batch.clips_present & batch.captions_present
-    clip_caption = loss.clip_caption(clips, captions, mask=both)
+    clip_caption = loss.clip_caption(Segments(clips, mask=both), Segments(captions, mask=both))
     assert torch.equal(out.video_paragraph.loss, video_paragraph)
     torch.testing.assert_close(out.clip_caption.loss, clip_caption)
     torch.testing.assert_close(out.loss, clip_caption + 0.7 * video_paragraph)
     assert torch.equal(out.clip_caption.mask, both.flatten())
-    assert torch.equal(loss(*batch.tokens, **batch.masks), out.loss)
+    assert torch.equal(loss(*batch.sides), out.loss)
 
 
 def test_weight_zero_is_the_clip_caption_loss() -> None:
@@ -95,7 +96,7 @@ def test_embeddings_go_to_both_terms() -> None:
     batch, clips = make_batch(), torch.randn(3, 4, 8).double()
     loss = NortonLoss()
     base = loss.explain(*batch.tokens)
-    out = loss.explain(*batch.tokens, clip_embeddings=clips)
+    out = loss.explain(Segments(batch.video_tokens, embeddings=clips), batch.text_tokens)
     assert not torch.equal(out.video_paragraph.loss, base.video_paragraph.loss)
     assert not torch.equal(out.clip_caption.loss, base.clip_caption.loss)
 
@@ -192,8 +193,8 @@ class TestAsModule:
         batch = make_batch(ragged=True).leaves()
         loss = make()
         compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-        value = compiled(*batch.tokens, **batch.masks)
-        expected = loss(*batch.tokens, **batch.masks)
+        value = compiled(*batch.sides)
+        expected = loss(*batch.sides)
         torch.testing.assert_close(value, expected)
         for ours, theirs in zip(
             torch.autograd.grad(value, batch.tokens),
@@ -220,8 +221,8 @@ class TestDtypes:
     def test_half_in_float32_out(self, make, dtype: torch.dtype) -> None:
         batch = make_batch(ragged=True).leaves(dtype)
         loss = make()
-        value = loss(*batch.tokens, **batch.masks)
-        exact = loss(*(t.detach().float() for t in batch.tokens), **batch.masks)
+        value = loss(*batch.sides)
+        exact = loss(*batch.sides_of(*(t.detach().float() for t in batch.tokens)))
         assert value.dtype == torch.float32
         assert torch.equal(value, exact)
         value.backward()
@@ -247,9 +248,9 @@ class TestDtypes:
     def test_autocast_rounds_nothing(self, make, dtype: torch.dtype) -> None:
         batch = make_batch(dtype=torch.float32, ragged=True)
         loss = make()
-        outside = loss(*batch.tokens, **batch.masks)
+        outside = loss(*batch.sides)
         with torch.autocast("cpu", dtype=dtype):
-            inside = loss(*batch.tokens, **batch.masks)
+            inside = loss(*batch.sides)
         assert torch.equal(inside, outside)
 
 
@@ -259,7 +260,7 @@ def test_non_contiguous_inputs(make) -> None:
     strided = [t.transpose(0, 2).contiguous().transpose(0, 2) for t in batch.tokens]
     assert not strided[0].is_contiguous()
     loss = make()
-    torch.testing.assert_close(loss(*strided, **batch.masks), loss(*batch.tokens, **batch.masks))
+    torch.testing.assert_close(loss(*batch.sides_of(*strided)), loss(*batch.sides))
 
 
 @pytest.mark.parametrize("name", ["default", "paper", "ablated"])
@@ -271,7 +272,7 @@ def test_what_is_masked_has_no_effect(name: str) -> None:
         with torch.no_grad():
             leaves.video_tokens[~(batch.frame_mask & batch.clip_mask[..., None])] = garbage
             leaves.text_tokens[~(batch.word_mask & batch.caption_mask[..., None])] = -garbage
-        value = loss(*leaves.tokens, **batch.masks)
+        value = loss(*leaves.sides)
         return [value.detach(), *torch.autograd.grad(value, leaves.tokens)]
 
     for clean, dirty in zip(run(0.0), run(math.nan), strict=True):
@@ -282,7 +283,7 @@ def test_what_is_masked_has_no_effect(name: str) -> None:
 def test_nothing_valid_gives_zero_on_the_graph(make) -> None:
     batch = make_batch().leaves()
     batch.clip_mask[:] = False
-    value = make()(*batch.tokens, **batch.masks)
+    value = make()(*batch.sides)
     value.backward()
     assert value.item() == 0
     assert batch.video_tokens.grad is not None

@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from norton_losses import Temperature
+from norton_losses import (
+    NortonLoss,
+    NortonVideoParagraphLoss,
+    PromptBucket,
+    Temperature,
+    TransportMeasure,
+)
 from norton_losses._numerics import (
     masked_amax,
     masked_log_softmax,
@@ -119,3 +125,29 @@ class TestTemperature:
         temperature = Temperature(0.07).half()
         assert temperature().dtype == torch.float32
         assert temperature().item() == pytest.approx(0.07, rel=1e-2)
+
+    @pytest.mark.parametrize("learnable", [True, False])
+    def test_state_has_one_dimension_and_either_shape_loads(self, learnable: bool) -> None:
+        """FSDP refuses parameters without dimension; older checkpoints have them."""
+        temperature = Temperature(0.07, learnable=learnable)
+        assert temperature.log_scale.shape == (1,)
+        assert temperature().shape == ()
+        for saved in (torch.tensor(2.0), torch.tensor([2.0])):
+            temperature.load_state_dict({"log_scale": saved})
+            assert temperature().item() == pytest.approx(math.exp(-2), rel=1e-6)
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            temperature.load_state_dict({"log_scale": torch.zeros(2)})
+
+
+def test_every_parameter_of_a_loss_has_one_dimension() -> None:
+    bucket = PromptBucket(learnable=True)
+    measure = TransportMeasure(bucket=bucket, objective="entropic")
+    loss = NortonLoss(NortonVideoParagraphLoss(measure=measure))
+    assert {tuple(p.shape) for p in loss.parameters()} == {(1,)}
+    older = {name: value.reshape(()) + 0.5 for name, value in loss.state_dict().items()}
+    loss.load_state_dict(older)
+    assert loss.video_paragraph.measure.bucket.offset.item() == 0.5
+    assert (
+        loss.clip_caption.temperature.log_scale.item()
+        == older["clip_caption.temperature.log_scale"]
+    )

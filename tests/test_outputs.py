@@ -14,6 +14,7 @@ from norton_losses import (
     NortonLoss,
     NortonVideoParagraphLoss,
     PromptBucket,
+    Segments,
     TransportMeasure,
 )
 from tests.batches import make_batch
@@ -21,7 +22,7 @@ from tests.batches import make_batch
 
 def test_video_paragraph_numbers_are_those_of_the_plan() -> None:
     batch = make_batch(ragged=True)
-    out = NortonVideoParagraphLoss(temperature=0.2).explain(*batch.tokens, **batch.masks)
+    out = NortonVideoParagraphLoss(temperature=0.2).explain(*batch.sides)
     numbers = out.diagnostics()
     assert out.plan is not None
     taken, entropies, sims = [], [], []
@@ -66,7 +67,7 @@ def test_clip_caption_numbers(chunk_rows: int | None) -> None:
     clips = torch.randn(8, 6, dtype=torch.float64)
     mask = torch.arange(8) != 5
     loss = ClipCaptionOTLoss(temperature=0.3, chunk_rows=chunk_rows)
-    out = loss.explain(clips, clips + 0.1, mask=mask)
+    out = loss.explain(Segments(clips[None], mask=mask[None]), (clips + 0.1)[None])
     numbers = out.diagnostics()
     assert out.plan is not None
     plan = out.plan.plan
@@ -95,7 +96,11 @@ def test_numbers_of_both_terms_are_plain_and_finite_even_of_nothing() -> None:
     batch = make_batch()
     nothing = torch.zeros_like(batch.clip_mask)
     for mask in (None, nothing):
-        numbers = NortonLoss().explain(*batch.tokens, clip_mask=mask).diagnostics()
+        numbers = (
+            NortonLoss()
+            .explain(Segments(batch.video_tokens, mask=mask), batch.text_tokens)
+            .diagnostics()
+        )
         assert json.loads(json.dumps(numbers)) == numbers
         assert all(type(value) is float and abs(value) < 1e6 for value in numbers.values())
         assert "clip_caption/faulty_negative_mass" in numbers
@@ -122,7 +127,7 @@ def test_parts_of_a_plan_are_its_plans() -> None:
 def test_a_filtered_transport_is_explained_as_well() -> None:
     batch = make_batch(ragged=True, clips=6)
     measure = BackgroundFiltered(TransportMeasure(), 1.0)
-    out = NortonVideoParagraphLoss(measure=measure).explain(*batch.tokens, **batch.masks)
+    out = NortonVideoParagraphLoss(measure=measure).explain(*batch.sides)
     assert out.plan is not None
     assert (out.plan.log_u.isfinite().sum(-1) <= out.caption_mask.sum(-1) + 1).all()
     assert 0 <= out.diagnostics()["bucket_mass"] <= 1

@@ -19,9 +19,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 PUBLIC = {
     "AbstractAlignment",
+    "AbstractProblem",
+    "AbstractSequenceMeasure",
     "AbstractSinkhorn",
     "AbstractTokenSimilarity",
-    "AlignmentOutput",
     "AutoSinkhorn",
     "BackgroundFiltered",
     "CaptionAverage",
@@ -32,6 +33,7 @@ PUBLIC = {
     "KeOpsSinkhorn",
     "MaxSimilarity",
     "MeanSimilarity",
+    "MeasureOutput",
     "NortonLoss",
     "NortonOutput",
     "NortonVideoParagraphLoss",
@@ -39,12 +41,13 @@ PUBLIC = {
     "POTSinkhorn",
     "PointCloudProblem",
     "PromptBucket",
+    "Segments",
+    "SimilarityBlock",
     "SoftMaximumSimilarity",
     "Support",
     "Temperature",
     "TorchSinkhorn",
     "TransportMeasure",
-    "TransportOutput",
     "TransportPlan",
     "TransportProblem",
     "TritonSinkhorn",
@@ -55,42 +58,66 @@ PUBLIC = {
 
 # What each file may import of the package. Private helpers may be imported by all.
 BELOW: dict[str, set[str]] = {
-    "kernels": set(),
+    "flat_segments": set(),
+    "segments": {"flat_segments"},
+    "similarity_block": set(),
+    "kernels": {"segments"},
     "sinkhorn": {"kernels"},
-    "fusion": set(),
-    "token_similarity": {"fusion", "kernels"},
+    "fusion": {"segments", "similarity_block"},
+    "token_similarity": {"fusion", "kernels", "segments"},
+    "prompt_bucket": {"similarity_block", "sinkhorn"},
+    "sequence_measures": {"prompt_bucket", "similarity_block", "sinkhorn"},
     "contrastive": set(),
-    "prompt_bucket": {"sinkhorn"},
-    "sequence_measures": {"prompt_bucket", "sinkhorn"},
-    "outputs": {"sinkhorn"},
-    "metrics": set(),
-    "retrieval": {"sequence_measures", "metrics"},
-    "plotting": {"sinkhorn"},
+    "rectified_targets": set(),
+    "outputs": {"sequence_measures", "similarity_block", "sinkhorn"},
+    "loss": {"contrastive", "segments"},
     "video_paragraph": {
-        "outputs",
-        "sequence_measures",
-        "token_similarity",
-        "fusion",
         "contrastive",
-        "sinkhorn",
-    },
-    "clip_caption_chunked": {"sinkhorn"},
-    "clip_caption": {"clip_caption_chunked", "contrastive", "outputs", "sinkhorn"},
-    "norton": {
+        "fusion",
+        "loss",
         "outputs",
-        "video_paragraph",
-        "clip_caption",
+        "segments",
         "sequence_measures",
+        "similarity_block",
         "token_similarity",
+    },
+    "clip_caption_chunked": {"contrastive", "rectified_targets", "sinkhorn"},
+    "clip_caption": {
+        "clip_caption_chunked",
+        "contrastive",
+        "loss",
+        "outputs",
+        "rectified_targets",
+        "segments",
         "sinkhorn",
     },
+    "norton": {
+        "clip_caption",
+        "loss",
+        "outputs",
+        "segments",
+        "sequence_measures",
+        "sinkhorn",
+        "token_similarity",
+        "video_paragraph",
+    },
+    "metrics": set(),
+    "retrieval": {
+        "flat_segments",
+        "loss",
+        "metrics",
+        "segments",
+        "sequence_measures",
+        "similarity_block",
+    },
+    "plotting": {"sinkhorn"},
 }
 TOPMOST = {"__init__", "__main__"}
 OPTIONAL = {
     "ot": {"pot_sinkhorn"},
     "geomloss": {"geomloss_sinkhorn"},
     "pykeops": {"keops_sinkhorn"},
-    "tqdm": {"retrieve"},  # always installed, imported for the bar alone
+    "tqdm": {"retrieve"},
     "triton": {"small_sinkhorn_triton", "soft_maximum_triton", "soft_maximum_device_triton"},
     "matplotlib": {"plotting"},
 }
@@ -104,6 +131,9 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: imports are absolute"
             names.add(node.module or "")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "require":
+            names |= {a.value for a in node.args[:1] if isinstance(a, ast.Constant)}
+            names |= {"matplotlib" for a in node.args[:1] if "matplotlib" in ast.unparse(a)}
     return names
 
 

@@ -172,7 +172,9 @@ def test_mistakes_are_named(call, message: str) -> None:
 
 def test_what_is_no_plan_is_told() -> None:
     for wrong in (None, TransportMeasure().explain(torch.rand(1, 1, 3, 3))):
-        with pytest.raises(TypeError, match=r"out.plan\[video, paragraph\], got (None|Transport)"):
+        with pytest.raises(
+            TypeError, match=r"out.plan\[video, paragraph\], got (None|MeasureOutput)"
+        ):
             plot_alignment(wrong)  # type: ignore[arg-type]
 
 

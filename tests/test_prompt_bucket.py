@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from norton_losses import PromptBucket, TorchSinkhorn
+from norton_losses import PromptBucket, SimilarityBlock, TorchSinkhorn, TransportMeasure
 from norton_losses.functional import bucket_problem, bucket_threshold
 from tests import naive
 
@@ -61,7 +61,12 @@ class TestThreshold:
 
     def test_carries_no_gradient(self) -> None:
         similarity = torch.rand(2, 2, 3, 3, requires_grad=True)
-        assert not PromptBucket().threshold(similarity, full(2, 3), full(2, 3)).requires_grad
+        p = bucket_threshold(similarity, full(2, 3), full(2, 3), 0.3)
+        assert not p.requires_grad
+        out = TransportMeasure().explain(similarity)
+        assert out.bucket_value == p
+        assert out.bucket_value is not None
+        assert not out.bucket_value.requires_grad
 
     def test_needs_as_many_videos_as_paragraphs(self) -> None:
         with pytest.raises(
@@ -113,7 +118,7 @@ class TestProblem:
         self, value: float, share: float
     ) -> None:
         similarity = torch.rand(1, 1, 4, 4)
-        problem = PromptBucket(value=value)(similarity, full(1, 4), full(1, 4), 0.05)
+        problem = PromptBucket(value=value)(SimilarityBlock(similarity), 0.05)
         core = TorchSinkhorn(200).solve(problem).core
         torch.testing.assert_close(2 * core.sum(), torch.tensor(share), rtol=0, atol=1e-2)
 
@@ -125,12 +130,15 @@ class TestProblem:
         assert torch.equal(similarity.grad, torch.ones_like(similarity))
 
 
-def test_forward_is_augment_at_threshold() -> None:
+def test_module_is_the_functions() -> None:
     similarity, valid = torch.rand(2, 2, 3, 3), full(2, 3)
-    bucket = PromptBucket(0.5)
-    p = bucket.threshold(similarity, valid, valid)
-    expected = bucket.augment(similarity, p, valid, valid, 0.1)
-    assert torch.equal(bucket(similarity, valid, valid, 0.1).scores, expected.scores)
+    valid[1, 2] = False
+    p = bucket_threshold(similarity, valid, valid, 0.5)
+    expected = bucket_problem(similarity, p, valid, valid, 0.1)
+    problem = PromptBucket(0.5)(SimilarityBlock(similarity, valid, valid), 0.1)
+    assert torch.equal(problem.scores, expected.scores)
+    assert torch.equal(problem.log_mu, expected.log_mu)
+    assert problem.bucket_value == p
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan")])

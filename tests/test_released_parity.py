@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from norton_losses import NortonLoss, NortonOutput
+from norton_losses import NortonLoss, NortonOutput, Segments
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures" / "released").glob("*.npz"))
 LEAVES = ("video_tokens", "text_tokens", "pooled_video", "pooled_text")
@@ -40,13 +40,16 @@ class Case:
             pooled_weight=config["fusion_weight"],
             iterations=config["iterations"],
         )
+        sides = (("video_tokens", "frame_mask", "video"), ("text_tokens", "word_mask", "text"))
         return loss.explain(
-            self.leaves["video_tokens"],
-            self.leaves["text_tokens"],
-            frame_mask=self._sequences("frame_mask").bool(),
-            word_mask=self._sequences("word_mask").bool(),
-            clip_embeddings=self.leaves["pooled_video"],
-            caption_embeddings=self.leaves["pooled_text"],
+            *(
+                Segments(
+                    self.leaves[tokens],
+                    self._sequences(mask).bool(),
+                    embeddings=self.leaves[f"pooled_{side}"],
+                )
+                for tokens, mask, side in sides
+            )
         )
 
     def as_blocks(self, pairs: Tensor) -> Tensor:

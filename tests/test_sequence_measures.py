@@ -23,7 +23,7 @@ MEASURES = [
     TransportMeasure(bucket=PromptBucket(value=0.4)),
     TransportMeasure(bucket=None),
     TransportMeasure(bucket=PromptBucket(value=0.4), conserve_mass=False),
-    TransportMeasure(bucket=PromptBucket(value=0.4), score="entropic"),
+    TransportMeasure(bucket=PromptBucket(value=0.4), objective="entropic"),
     CaptionAverage(),
     DynamicTimeWarping(),
     DynamicTimeWarping(smoothing=0.1),
@@ -112,7 +112,9 @@ def test_a_constant_similarity_scores_itself_per_match(measure: torch.nn.Module)
             torch.testing.assert_close(score, -costs.expand(2, 2))
         else:  # many paths cost the same, and the smooth minimum counts them
             assert (score > -costs).all()
-    elif getattr(measure, "conserve_mass", True) and getattr(measure, "score", "") != "entropic":
+    elif (
+        getattr(measure, "conserve_mass", True) and getattr(measure, "objective", "") != "entropic"
+    ):
         score = measure(torch.full((2, 2, 3, 4), 0.7))
         torch.testing.assert_close(score, torch.full((2, 2), 0.7))
     else:  # mass in the bucket counts 0, or the bucket's own value
@@ -131,7 +133,9 @@ def test_gradient_is_the_plan_over_its_mass() -> None:
 @pytest.mark.slow
 def test_entropic_gradient_is_exact() -> None:
     similarity, clips, captions = ragged()
-    measure = TransportMeasure(0.2, PromptBucket(value=0.4), TorchSinkhorn(500), score="entropic")
+    measure = TransportMeasure(
+        0.2, PromptBucket(value=0.4), TorchSinkhorn(500), objective="entropic"
+    )
     # Differencing goes through the plan as well: only an exact gradient agrees with it.
     assert torch.autograd.gradcheck(
         lambda s: measure(s, clips, captions), similarity.requires_grad_()
@@ -174,13 +178,15 @@ def test_bucket_slots() -> None:
     assert TransportMeasure(bucket=None).bucket is None
 
 
-def test_with_bucket_keeps_every_other_setting() -> None:
-    measure = TransportMeasure(0.2, 0.5, TorchSinkhorn(7), conserve_mass=False, score="entropic")
-    fixed = measure.with_bucket(0.4)
+def test_for_retrieval_keeps_every_other_setting() -> None:
+    measure = TransportMeasure(
+        0.2, 0.5, TorchSinkhorn(7), conserve_mass=False, objective="entropic"
+    )
+    fixed = measure.for_retrieval(0.4)
     assert fixed.bucket is not None
     assert fixed.bucket.value == 0.4
     assert fixed.extra_repr() == measure.extra_repr()
-    assert measure.with_bucket(None).bucket is None
+    assert measure.for_retrieval().bucket is None
 
 
 def test_explain_holds_what_forward_used() -> None:
@@ -205,7 +211,10 @@ def test_half_precision_gives_float32() -> None:
         ({"epsilon": 0.0}, "epsilon must be a finite number above 0, got 0.0"),
         ({"bucket": 1.5}, r"ratio must lie in \[0, 1\], got 1.5"),
         ({"sinkhorn": "gpu"}, "sinkhorn must be one of"),
-        ({"score": "value"}, r"score must be one of \['similarity', 'entropic'\], got 'value'"),
+        (
+            {"objective": "value"},
+            r"objective must be one of \['similarity', 'entropic'\], got 'value'",
+        ),
     ],
 )
 def test_settings_are_checked(options: dict, message: str) -> None:

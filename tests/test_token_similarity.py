@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from norton_losses import MaxSimilarity, MeanSimilarity, SoftMaximumSimilarity
+from norton_losses import MaxSimilarity, MeanSimilarity, Segments, SoftMaximumSimilarity
 from norton_losses.functional import minmax, soft_maximum
 from norton_losses.fusion import AbstractTokenSimilarity
 from tests import naive
@@ -44,9 +44,7 @@ def by_loops(batch: Batch, alpha: float, mean: bool) -> np.ndarray:
 def test_soft_maximum_is_equation_5(alpha: float, exponential: str) -> None:
     batch = make_batch(2, 3, 4, ragged=True)
     actual = soft_maximum(
-        *batch.tokens,
-        frame_mask=batch.frame_mask,
-        word_mask=batch.word_mask,
+        *batch.token_sides,
         alpha=alpha,
         exponential=exponential,  # type: ignore[arg-type]
     )
@@ -58,9 +56,7 @@ def test_soft_maximum_is_equation_5(alpha: float, exponential: str) -> None:
 def test_soft_maximum_gradcheck(alpha: float) -> None:
     batch = make_batch(2, 2, 2, ragged=True).leaves()
     assert torch.autograd.gradcheck(
-        lambda v, t: soft_maximum(
-            v, t, frame_mask=batch.frame_mask, word_mask=batch.word_mask, alpha=alpha
-        ),
+        lambda v, t: soft_maximum(*batch.token_sides_of(v, t), alpha=alpha),
         batch.tokens,
     )
 
@@ -69,31 +65,28 @@ def test_soft_maximum_gradcheck(alpha: float) -> None:
 def test_modules_gradcheck(similarity: AbstractTokenSimilarity) -> None:
     batch = make_batch(2, 2, 3, frames=2, words=2, width=4, ragged=True).leaves()
     assert torch.autograd.gradcheck(
-        lambda v, t: similarity(v, t, frame_mask=batch.frame_mask, word_mask=batch.word_mask),
+        lambda v, t: similarity(*batch.token_sides_of(v, t)),
         batch.tokens,
     )
 
 
 def test_module_is_the_function_of_unit_tokens() -> None:
     batch = make_batch(ragged=True)
-    masks = {"frame_mask": batch.frame_mask, "word_mask": batch.word_mask}
     video, text = (torch.nn.functional.normalize(t, dim=-1) for t in batch.tokens)
-    module = SoftMaximumSimilarity(0.3, pooled_weight=0)(*batch.tokens, **masks)
-    torch.testing.assert_close(module, soft_maximum(video, text, alpha=0.3, **masks))
+    module = SoftMaximumSimilarity(0.3, pooled_weight=0)(*batch.token_sides)
+    torch.testing.assert_close(module, soft_maximum(*batch.token_sides_of(video, text), alpha=0.3))
 
 
 def test_small_alpha_is_the_maximum() -> None:
     batch = make_batch(ragged=True)
-    masks = {"frame_mask": batch.frame_mask, "word_mask": batch.word_mask}
-    soft = SoftMaximumSimilarity(1e-4, exponential="sum")(*batch.tokens, **masks)
-    torch.testing.assert_close(soft, MaxSimilarity()(*batch.tokens, **masks), atol=1e-3, rtol=0)
+    soft = SoftMaximumSimilarity(1e-4, exponential="sum")(*batch.token_sides)
+    torch.testing.assert_close(soft, MaxSimilarity()(*batch.token_sides), atol=1e-3, rtol=0)
 
 
 def test_large_alpha_with_means_is_the_mean() -> None:
     batch = make_batch(ragged=True)
-    masks = {"frame_mask": batch.frame_mask, "word_mask": batch.word_mask}
-    soft = SoftMaximumSimilarity(1e4)(*batch.tokens, **masks)
-    torch.testing.assert_close(soft, MeanSimilarity()(*batch.tokens, **masks), atol=1e-3, rtol=0)
+    soft = SoftMaximumSimilarity(1e4)(*batch.token_sides)
+    torch.testing.assert_close(soft, MeanSimilarity()(*batch.token_sides), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("similarity", [SoftMaximumSimilarity(), MaxSimilarity(), MeanSimilarity()])
@@ -117,11 +110,10 @@ def test_sum_rewards_length_and_mean_does_not() -> None:
 
 def test_count_padding_leaks_as_its_closed_form_says() -> None:
     batch = make_batch(2, 2, 2, frames=3, words=5, ragged=True)
-    masks = {"frame_mask": batch.frame_mask, "word_mask": batch.word_mask}
     alpha = 0.7
     leaking, exact = (
         soft_maximum(
-            *batch.tokens, alpha=alpha, exponential="sum", count_padding=count_padding, **masks
+            *batch.token_sides, alpha=alpha, exponential="sum", count_padding=count_padding
         )
         for count_padding in (True, False)
     )
@@ -136,14 +128,13 @@ def test_count_padding_leaks_as_its_closed_form_says() -> None:
 @pytest.mark.parametrize("similarity", EXACT, ids=named)
 def test_what_is_masked_has_no_effect(similarity: AbstractTokenSimilarity) -> None:
     batch = make_batch(ragged=True)
-    masks = {"frame_mask": batch.frame_mask, "word_mask": batch.word_mask}
 
     def run(garbage: float) -> list[torch.Tensor]:
         leaves = batch.leaves()
         with torch.no_grad():
             leaves.video_tokens[~batch.frame_mask] = garbage
             leaves.text_tokens[~batch.word_mask] = -garbage
-        value = similarity(*leaves.tokens, **masks)
+        value = similarity(*leaves.token_sides)
         return [value.detach(), *torch.autograd.grad(value.square().sum(), leaves.tokens)]
 
     for clean, dirty in zip(run(0.0), run(math.nan), strict=True):
@@ -156,7 +147,7 @@ def test_padding_is_as_if_cut_off(similarity: AbstractTokenSimilarity) -> None:
     padded = make_batch(frames=6, words=7)
     padded.video_tokens[:, :, :3], padded.text_tokens[:, :, :4] = batch.tokens
     padded.frame_mask[:, :, 3:], padded.word_mask[:, :, 4:] = False, False
-    actual = similarity(*padded.tokens, frame_mask=padded.frame_mask, word_mask=padded.word_mask)
+    actual = similarity(*padded.token_sides)
     torch.testing.assert_close(actual, similarity(*batch.tokens))
 
 
@@ -166,7 +157,7 @@ def test_absent_clips_and_captions_score_zero_without_gradient(
 ) -> None:
     batch = make_batch().leaves()
     batch.frame_mask[0, 1], batch.word_mask[1, 2] = False, False
-    value = similarity(*batch.tokens, frame_mask=batch.frame_mask, word_mask=batch.word_mask)
+    value = similarity(*batch.token_sides)
     assert not value[0, :, 1].any()
     assert not value[:, 1, :, 2].any()
     value.sum().backward()
@@ -194,7 +185,8 @@ def test_pooled_part_uses_the_embeddings_given() -> None:
     clips, captions = torch.randn(2, 4, 6).double(), torch.randn(2, 4, 6).double()
     tokens_only = SoftMaximumSimilarity(pooled_weight=0)(*batch.tokens)
     fused = SoftMaximumSimilarity(pooled_weight=2.0)(
-        *batch.tokens, clip_embeddings=clips, caption_embeddings=captions
+        Segments(batch.video_tokens, embeddings=clips),
+        Segments(batch.text_tokens, embeddings=captions),
     )
     cosine = torch.cosine_similarity(clips[:, None, :, None], captions[None, :, None], dim=-1)
     torch.testing.assert_close(fused, (2 * cosine + tokens_only) / 3)
@@ -202,11 +194,12 @@ def test_pooled_part_uses_the_embeddings_given() -> None:
 
 def test_non_contiguous_tokens() -> None:
     batch = make_batch(ragged=True)
-    masks = {"frame_mask": batch.frame_mask, "word_mask": batch.word_mask}
     strided = [t.transpose(0, 3).contiguous().transpose(0, 3) for t in batch.tokens]
     assert not strided[0].is_contiguous()
     similarity = SoftMaximumSimilarity()
-    torch.testing.assert_close(similarity(*strided, **masks), similarity(*batch.tokens, **masks))
+    torch.testing.assert_close(
+        similarity(*batch.token_sides_of(*strided)), similarity(*batch.token_sides)
+    )
 
 
 class TestMinMax:

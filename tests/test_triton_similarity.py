@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from norton_losses import MaxSimilarity, SoftMaximumSimilarity
+from norton_losses import MaxSimilarity, Segments, SoftMaximumSimilarity
+from norton_losses.kernels import TritonSoftMaximum
 from tests.batches import make_batch
 from tests.interpreted_similarity import Case, cases, errors
 from tests.triton_tools import interpreted, resources
@@ -115,7 +116,7 @@ def test_every_binary_stays_in_registers(
 
 def test_every_length_is_served_by_one_variant() -> None:
     from norton_losses.kernels import soft_maximum_triton as module
-    from norton_losses.kernels.implementation import MAX_SLOTS
+    from norton_losses.kernels.dispatch import MAX_SLOTS
 
     assert module.SLOTS[-1] == MAX_SLOTS
     assert len(module.VARIANTS) == len(set(module.VARIANTS)) == 12
@@ -194,9 +195,11 @@ def test_many_clips_twice_the_same(dtype: torch.dtype | None) -> None:
     case = Case(300, 200, 18, 32, 768, operand_dtype=dtype)
     assert errors(case, "cuda") <= 2
     tokens, given = case.make()
-    similarity = SoftMaximumSimilarity(operand_dtype=dtype, implementation="triton")
+    similarity = SoftMaximumSimilarity(implementation=TritonSoftMaximum(dtype))
     batch = [t[None].cuda() for t in (*tokens, *given)]
-    values = [similarity(*batch[:2], frame_mask=batch[2], word_mask=batch[3]) for _ in range(2)]
+    values = [
+        similarity(Segments(batch[0], batch[2]), Segments(batch[1], batch[3])) for _ in range(2)
+    ]
     assert torch.equal(*values)
 
 

@@ -14,6 +14,7 @@ from norton_losses import (
     MeanSimilarity,
     NortonVideoParagraphLoss,
     PromptBucket,
+    Segments,
     SoftMaximumSimilarity,
     TorchSinkhorn,
     TransportMeasure,
@@ -24,16 +25,12 @@ from tests.batches import Batch, make_batch
 
 # Differencing goes through the transport plan as well, so only the entropic score, whose gradient
 # is exact with the plan held fixed, can be checked whole; the others are checked with theirs fixed.
-ENTROPIC = TransportMeasure(0.3, PromptBucket(value=0.1), TorchSinkhorn(400), score="entropic")
+ENTROPIC = TransportMeasure(0.3, PromptBucket(value=0.1), TorchSinkhorn(400), objective="entropic")
 
 
 def explained_by_loops(batch: Batch, loss: NortonVideoParagraphLoss) -> float:
     """The loss from its definition: every pair of sequences on its own, valid entries only."""
-    similarity = loss.similarity(
-        *batch.tokens,
-        frame_mask=batch.frame_mask & batch.clip_mask[..., None],
-        word_mask=batch.word_mask & batch.caption_mask[..., None],
-    ).numpy()
+    similarity = loss.similarity(*batch.sides).numpy()
     clips, captions = batch.clips_present.numpy(), batch.captions_present.numpy()
     size = len(clips)
     length = min(clips.shape[1], captions.shape[1])
@@ -64,7 +61,7 @@ def explained_by_loops(batch: Batch, loss: NortonVideoParagraphLoss) -> float:
 def test_value_is_the_definition(ragged: bool, clips: int, captions: int) -> None:
     batch = make_batch(3, clips, captions, ragged=ragged and clips > 1)
     loss = NortonVideoParagraphLoss()
-    actual = loss(*batch.tokens, **batch.masks)
+    actual = loss(*batch.sides)
     assert actual.item() == pytest.approx(explained_by_loops(batch, loss), rel=1e-6)
 
 
@@ -83,7 +80,7 @@ def test_gradcheck(loss: NortonVideoParagraphLoss) -> None:
     batch = make_batch(2, 2, 3, frames=2, words=2, width=3, ragged=True).leaves()
     loss = loss.double()
     assert torch.autograd.gradcheck(
-        lambda v, t, _: loss(v, t, **batch.masks), (*batch.tokens, loss.temperature.log_scale)
+        lambda v, t, _: loss(*batch.sides_of(v, t)), (*batch.tokens, loss.temperature.log_scale)
     )
 
 
@@ -92,7 +89,7 @@ def test_gradient_with_the_plan_held_fixed(conserve_mass: bool) -> None:
     batch = make_batch(2, 3, 3, ragged=True).leaves()
     measure = TransportMeasure(conserve_mass=conserve_mass)
     loss = NortonVideoParagraphLoss(measure=measure, learnable_temperature=False).double()
-    out = loss.explain(*batch.tokens, **batch.masks)
+    out = loss.explain(*batch.sides)
     assert out.plan is not None
     core = out.plan.core
     weights = core / core.sum((-2, -1), keepdim=True) if conserve_mass else 2 * core
@@ -102,10 +99,10 @@ def test_gradient_with_the_plan_held_fixed(conserve_mass: bool) -> None:
             return (weights * similarity).sum((-2, -1))
 
     frozen = NortonVideoParagraphLoss(measure=Frozen(), learnable_temperature=False).double()
-    expected = torch.autograd.grad(frozen(*batch.tokens, **batch.masks), batch.tokens)
+    expected = torch.autograd.grad(frozen(*batch.sides), batch.tokens)
     for ours, theirs in zip(torch.autograd.grad(out.loss, batch.tokens), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
-    assert torch.autograd.gradcheck(lambda v, t: frozen(v, t, **batch.masks), batch.tokens)
+    assert torch.autograd.gradcheck(lambda v, t: frozen(*batch.sides_of(v, t)), batch.tokens)
 
 
 def test_a_gradient_step_lowers_the_loss() -> None:
@@ -120,7 +117,7 @@ def test_a_gradient_step_lowers_the_loss() -> None:
 def test_module_is_the_function_of_its_similarity() -> None:
     batch = make_batch(ragged=True)
     loss = NortonVideoParagraphLoss(temperature=0.1)
-    out = loss.explain(*batch.tokens, **batch.masks)
+    out = loss.explain(*batch.sides)
     value = video_paragraph_loss(
         out.similarity,
         clip_mask=batch.clips_present,
@@ -144,7 +141,7 @@ def test_what_is_masked_has_no_effect(similarity: torch.nn.Module) -> None:
         with torch.no_grad():
             leaves.video_tokens[~(batch.frame_mask & batch.clip_mask[..., None])] = garbage
             leaves.text_tokens[~(batch.word_mask & batch.caption_mask[..., None])] = -garbage
-        value = loss(*leaves.tokens, **batch.masks)
+        value = loss(*leaves.sides)
         return [value.detach(), *torch.autograd.grad(value, leaves.tokens)]
 
     for clean, dirty in zip(run(0.0), run(math.nan), strict=True):
@@ -156,7 +153,7 @@ def test_padding_with_whole_clips_changes_nothing() -> None:
     padded.video_tokens[:, :4], padded.text_tokens[:, :3] = batch.tokens
     padded.clip_mask[:, 4:], padded.caption_mask[:, 3:] = False, False
     loss = NortonVideoParagraphLoss()
-    torch.testing.assert_close(loss(*padded.tokens, **padded.masks), loss(*batch.tokens))
+    torch.testing.assert_close(loss(*padded.sides), loss(*batch.tokens))
 
 
 def test_an_absent_sequence_is_as_if_not_in_the_batch() -> None:
@@ -164,7 +161,7 @@ def test_an_absent_sequence_is_as_if_not_in_the_batch() -> None:
     batch.clip_mask[2], batch.word_mask[2] = False, False
     loss = NortonVideoParagraphLoss()
     rest = torch.tensor([0, 1, 3])
-    value = loss(*batch.tokens, **batch.masks)
+    value = loss(*batch.sides)
     expected = loss(*(t[rest] for t in batch.tokens))
     torch.testing.assert_close(value, expected)
     for gradient in torch.autograd.grad(value, batch.tokens):
@@ -174,7 +171,7 @@ def test_an_absent_sequence_is_as_if_not_in_the_batch() -> None:
 def test_a_video_without_paragraph_is_still_a_negative() -> None:
     batch = make_batch(3)
     batch.caption_mask[2] = False
-    out = NortonVideoParagraphLoss().explain(*batch.tokens, **batch.masks)
+    out = NortonVideoParagraphLoss().explain(*batch.sides)
     rows = out.logits[:2, :2].log_softmax(1).diagonal()
     columns = out.logits[:, :2].log_softmax(0).diagonal()
     torch.testing.assert_close(out.loss, -(rows + columns).mean())
@@ -185,7 +182,7 @@ def test_nothing_valid_gives_zero_on_the_graph() -> None:
     batch = make_batch().leaves()
     batch.frame_mask[:] = False
     loss = NortonVideoParagraphLoss()
-    value = loss(*batch.tokens, **batch.masks)
+    value = loss(*batch.sides)
     value.backward()
     assert value.item() == 0
     for leaf in (*batch.tokens, loss.temperature.log_scale):
@@ -219,10 +216,12 @@ def test_batch_of_one_and_one_clip(batch_size: int, clips: int) -> None:
 
 def test_three_dimensional_tokens_stand_for_one_token_each() -> None:
     batch = make_batch(frames=1, words=1, ragged=True)
-    masks = {"clip_mask": batch.clips_present, "caption_mask": batch.captions_present}
+    masks = batch.clips_present, batch.captions_present
     loss = NortonVideoParagraphLoss()
-    flat = loss(*(t[:, :, 0] for t in batch.tokens), **masks)
-    torch.testing.assert_close(flat, loss(*batch.tokens, **batch.masks))
+    flat = loss(
+        *(Segments(t[:, :, 0], mask=mask) for t, mask in zip(batch.tokens, masks, strict=True))
+    )
+    torch.testing.assert_close(flat, loss(*batch.sides))
 
 
 def test_embeddings_default_to_the_mean_of_valid_tokens() -> None:
@@ -233,8 +232,11 @@ def test_embeddings_default_to_the_mean_of_valid_tokens() -> None:
             clips[b, i] = batch.video_tokens[b, i][batch.frame_mask[b, i]].mean(0)
     loss = NortonVideoParagraphLoss()
     torch.testing.assert_close(
-        loss(*batch.tokens, **batch.masks, clip_embeddings=clips),
-        loss(*batch.tokens, **batch.masks),
+        loss(
+            Segments(batch.video_tokens, batch.frame_mask, mask=batch.clip_mask, embeddings=clips),
+            batch.sides[1],
+        ),
+        loss(*batch.sides),
     )
 
 
@@ -308,15 +310,8 @@ class TestScore:
         loss = NortonVideoParagraphLoss()
 
         def score(rows: slice, columns: slice) -> torch.Tensor:
-            return loss.score(
-                videos.video_tokens[rows],
-                texts.text_tokens[columns],
-                frame_mask=videos.frame_mask[rows],
-                clip_mask=videos.clip_mask[rows],
-                word_mask=texts.word_mask[columns],
-                caption_mask=texts.caption_mask[columns],
-                bucket_value=bucket_value,
-            )
+            video, text = videos.sides[0][rows], texts.sides[1][columns]
+            return loss.score(video, text, bucket_value=bucket_value)
 
         whole = score(slice(None), slice(None))
         assert whole.shape == (5, 4)
@@ -341,7 +336,7 @@ class TestScore:
     def test_absent_candidates_score_minus_infinity(self) -> None:
         batch = make_batch(3)
         batch.clip_mask[1], batch.word_mask[2] = False, False
-        score = NortonVideoParagraphLoss().score(*batch.tokens, **batch.masks)
+        score = NortonVideoParagraphLoss().score(*batch.sides)
         assert (score[1] == -torch.inf).all()
         assert (score[:, 2] == -torch.inf).all()
         assert score[[0, 2]][:, :2].isfinite().all()
@@ -356,7 +351,7 @@ class TestScore:
         torch.testing.assert_close(whole[1:, 1:], part)
         with pytest.raises(ValueError, match="lo < hi"):
             loss.score(*batch.tokens, similarity_range=(1.0, 1.0))
-        with pytest.raises(ValueError, match="rescale is None here"):
+        with pytest.raises(ValueError, match="and this similarity has none"):
             NortonVideoParagraphLoss().score(*batch.tokens, similarity_range=(0.0, 1.0))
 
     def test_bucket_value_needs_a_transport(self) -> None:

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from examples.handwritten_howto.corpus import NOTHING, Corpus
 from examples.handwritten_howto.towers import Towers
-from examples.handwritten_howto.training import pooled
 from norton_losses import (
     BackgroundFiltered,
     CaptionAverage,
     DynamicTimeWarping,
     OrderedAlignment,
+    Segments,
     TransportMeasure,
 )
 from norton_losses.metrics import retrieval_ranks
@@ -45,18 +45,15 @@ def evaluate(towers: Towers, held_out: Corpus) -> dict[str, np.ndarray]:
     caption if the first caption names exactly its digits; a video finds its paragraph if that
     ranks first, ties counting as half a place. Background clips have no caption.
     """
-    frames, words = towers(held_out)
-    clips, captions = pooled(frames, held_out.frame_mask), pooled(words, held_out.word_mask)
+    clips, captions = (side.embeddings for side in towers(held_out))
     content = held_out.clip_step != NOTHING
     hits = {CLIPS: _clip_hits(clips, captions, content, held_out.recipe)}
     for measures, clip_mask in ((BARE, content), (WITH_BACKGROUND, torch.ones_like(content))):
         for name, measure in measures.items():
             found = retrieve(
                 measure,
-                clips,
-                captions,
-                clip_mask=clip_mask,
-                caption_mask=content,
+                Segments(clips, mask=clip_mask),
+                Segments(captions, mask=content),
                 progress=False,
             )
             hits[name] = (retrieval_ranks(found.scores) < 1).astype(np.float64)

@@ -17,10 +17,7 @@ def draw_alignment(
     towers: Towers, loss: NortonLoss, corpus: Corpus, video: int, path: Path
 ) -> None:
     """Draw one video of a noisy held-out corpus; the bucket's value is that of the corpus."""
-    frames, words = towers(corpus)
-    out = loss.explain(
-        frames, words, frame_mask=corpus.frame_mask, word_mask=corpus.word_mask
-    ).video_paragraph
+    out = loss.explain(*towers(corpus)).video_paragraph
     assert out.plan is not None
     figure = plot_alignment(
         out.plan[video, video],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from examples.handwritten_howto.corpus import VOCABULARY, Corpus
+from norton_losses import Segments
 
 
 class Towers(nn.Module):
@@ -22,7 +23,9 @@ class Towers(nn.Module):
         )
         self.text = nn.Embedding(VOCABULARY, width, padding_idx=0)
 
-    def forward(self, corpus: Corpus) -> tuple[Tensor, Tensor]:
-        """Frame tokens (B, N, F, D) and word tokens (B, N, W, D)."""
+    def forward(self, corpus: Corpus) -> tuple[Segments, Segments]:
+        """Frame tokens (B, N, F, D) and word tokens (B, N, W, D), with their masks."""
         frames = self.video(corpus.frames.flatten(0, 2)[:, None])  # (B * N * F, D)
-        return frames.unflatten(0, corpus.frame_mask.shape), self.text(corpus.words)
+        frames = frames.unflatten(0, corpus.frame_mask.shape)
+        words = self.text(corpus.words)
+        return Segments(frames, corpus.frame_mask), Segments(words, corpus.word_mask)

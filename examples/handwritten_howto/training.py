@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from examples.handwritten_howto.corpus import Corpus
 from examples.handwritten_howto.towers import Towers
@@ -42,21 +41,9 @@ def train(
     optimizer = torch.optim.Adam([*towers.parameters(), *loss.parameters()], lr=learning_rate)
     for _ in range(steps):
         batch = corpus[torch.randint(len(corpus), (batch_videos,), generator=batches)]
-        value = objective_value(loss, towers, batch)
+        value = loss(*towers(batch))
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
         on_step(value.item())
     return towers, loss
-
-
-def objective_value(loss: ClipCaptionOTLoss | NortonLoss, towers: Towers, batch: Corpus) -> Tensor:
-    frames, words = towers(batch)
-    if isinstance(loss, NortonLoss):
-        return loss(frames, words, frame_mask=batch.frame_mask, word_mask=batch.word_mask)
-    return loss(pooled(frames, batch.frame_mask), pooled(words, batch.word_mask))
-
-
-def pooled(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the valid tokens: (B, N, T, D) -> (B, N, D)."""
-    return (tokens * mask[..., None]).sum(2) / mask.sum(2)[..., None].clamp(min=1)

@@ -19,8 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_SIDE = 32
-"""The most rows and columns that a problem may have, its bucket not counted."""
+from norton_losses.kernels import MAX_SIDE
 
 _TINY = tl.constexpr(1e-37)
 _LOWEST = tl.constexpr(-1e30)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from norton_losses._numerics import full_precision
+from norton_losses._optional import require
 from norton_losses.kernels import soft_maximum_chunked as chunked
 
 KEPT_BYTES = 256 << 20
@@ -64,7 +65,7 @@ def _(
     operand_dtype: torch.dtype | None,
     most_kept: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape = len(clips), len(captions)
+    shape = clips.shape[0], captions.shape[0]
     return clips.new_empty(shape), clips.new_empty(shape), _room(clips, captions, most_kept)
 
 
@@ -133,7 +134,7 @@ def _differentiate(
     ctx: Any, by_frame: Tensor | None, by_word: Tensor | None, _kept: None
 ) -> tuple[Tensor | None, ...]:
     clips, captions, *rest = ctx.saved_tensors
-    nothing = clips.new_zeros(len(clips), len(captions))
+    nothing = clips.new_zeros(clips.shape[0], captions.shape[0])
     wanted = ctx.needs_input_grad[:2]
     with full_precision(clips):  # a backward pass may be called inside autocast
         gradients = soft_maximum_backward(
@@ -172,13 +173,6 @@ def _room(clips: Tensor, captions: Tensor, most_kept: int) -> Tensor:
 
 
 def import_triton() -> Any:
-    """The kernel's module, or what to install."""
-    try:
-        import norton_losses.kernels.soft_maximum_triton as kernel
-    except (ImportError, TypeError) as error:  # an older Triton does not know the kernel's options
-        raise ImportError(
-            "the fused similarity on CUDA needs Triton 3.2 or newer; install it with "
-            "pip install 'norton-losses[triton]', or use implementation=\"chunked\", which needs "
-            "nothing more"
-        ) from error
-    return kernel
+    """The module of the kernels, or what to install."""
+    kernels = "norton_losses.kernels.soft_maximum_triton"
+    return require(kernels, "TritonSoftMaximum", "Triton 3.2", "triton", "ChunkedSoftMaximum")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from norton_losses.kernels.packing import Tile, tiles_of
-from norton_losses.kernels.reductions import reduction_of
+from norton_losses.kernels.ragged_tiles import Tile, tiles_of
+from norton_losses.kernels.tile_logsumexp import reduction_of
 
 ROW_TOKENS = COLUMN_TOKENS = 1024
 """A tile's products fill 4 MiB in float32, about what a core's cache holds."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-MAXIMUM, SHARED, SEPARATE = range(3)  # the kinds of norton_losses.kernels.reductions
+MAXIMUM, SHARED, SEPARATE = range(3)  # the kinds of norton_losses.kernels.tile_logsumexp
 _MAXIMUM, _SHARED, _SEPARATE = (tl.constexpr(kind) for kind in (MAXIMUM, SHARED, SEPARATE))
 
 # No count, stride or alignment makes another binary; D does once, always a multiple of 64, and

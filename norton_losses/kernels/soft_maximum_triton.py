@@ -16,7 +16,6 @@ import torch
 import triton
 from torch import Tensor
 
-from norton_losses.kernels.reductions import Maximum, SharedExponential, reduction_of
 from norton_losses.kernels.soft_maximum_chunked import add_product
 from norton_losses.kernels.soft_maximum_device_triton import (
     MAXIMUM,
@@ -25,6 +24,7 @@ from norton_losses.kernels.soft_maximum_device_triton import (
     best_kernel,
     weights_kernel,
 )
+from norton_losses.kernels.tile_logsumexp import Maximum, SharedExponential, reduction_of
 
 SLOTS = (16, 32, 64)
 """Frames or words that a program gives each clip or caption."""

@@ -7,11 +7,11 @@ alone asks whether that mean place is among the first k.
 from norton_losses.metrics.alignment import alignability_auc, alignment_recall
 from norton_losses.metrics.frames import average_windows, frame_accuracy
 from norton_losses.metrics.ranking import (
+    invert_truth,
     median_rank,
     multiple_choice_accuracy,
     recall_at,
     retrieval_ranks,
-    truth_of_candidates,
 )
 
 __all__ = [
@@ -19,9 +19,9 @@ __all__ = [
     "alignment_recall",
     "average_windows",
     "frame_accuracy",
+    "invert_truth",
     "median_rank",
     "multiple_choice_accuracy",
     "recall_at",
     "retrieval_ranks",
-    "truth_of_candidates",
 ]

@@ -106,7 +106,7 @@ def median_rank(scores: Array, truth: Array | None = None) -> float:
     return float(np.median(retrieval_ranks(scores, truth)) + 1)
 
 
-def truth_of_candidates(truth: Array, candidates: int) -> NDArray[np.bool_]:
+def invert_truth(truth: Array, candidates: int) -> NDArray[np.bool_]:
     """The truth of the other direction, (candidates, queries): which queries each one answers.
 
     Args:
@@ -119,10 +119,10 @@ def truth_of_candidates(truth: Array, candidates: int) -> NDArray[np.bool_]:
     Source: both directions of retrieval.
 
     Example:
-        >>> from norton_losses.metrics import recall_at, truth_of_candidates
+        >>> from norton_losses.metrics import recall_at, invert_truth
         >>> scores = [[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]        # two videos of paragraph 0
         >>> scores_of_paragraphs = [list(column) for column in zip(*scores)]
-        >>> recall_at(scores_of_paragraphs, 1, truth_of_candidates([0, 0, 1], 2))
+        >>> recall_at(scores_of_paragraphs, 1, invert_truth([0, 0, 1], 2))
         1.0
     """
     indices = check_integers("truth", truth, (None,))

@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from norton_losses._typing import SequenceMeasure
 from norton_losses.retrieval.feature_file import load_features
 from norton_losses.retrieval.output import RetrievalOutput, retrieval_table
-from norton_losses.retrieval.published_results import PUBLISHED
-from norton_losses.retrieval.retrieve import retrieve
-from norton_losses.sequence_measures import MEASURES, BackgroundFiltered, measure_named
+from norton_losses.retrieval.retrieve import MEASURES, measure_named, retrieve
+from norton_losses.sequence_measures import AbstractSequenceMeasure, BackgroundFiltered
 
 FILTERED = ("dtw", "otam")  # which have to match every clip; the others may leave clips alone
 
@@ -38,14 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 device=options.device,
                 progress=options.progress,
             )
-        print(retrieval_table(outputs, reference=options.reference))
+        print(retrieval_table(outputs))
         if options.scores is not None:
             np.savez(options.scores, **{n: o.scores.numpy() for n, o in outputs.items()})  # pyright: ignore
     except (OSError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 
-def _measures(names: str, clips_per_caption: float | None) -> dict[str, SequenceMeasure]:
+def _measures(names: str, clips_per_caption: float | None) -> dict[str, AbstractSequenceMeasure]:
     measures = {name: measure_named(name) for name in map(str.strip, names.split(","))}
     if clips_per_caption is None:
         return measures
@@ -97,7 +95,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, default=128, help="sequences of a tile at most")
     parser.add_argument("--device", help="such as cuda; default: the CPU")
-    parser.add_argument("--reference", choices=list(PUBLISHED), help="print published results too")
     parser.add_argument("--scores", type=Path, help="also write the scores to this .npz file")
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no bar")
     return parser.parse_args(arguments)

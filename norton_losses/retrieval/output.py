@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from norton_losses._checks import check_choice
 from norton_losses.metrics import retrieval_ranks
-from norton_losses.retrieval.published_results import PUBLISHED
 
 KS = (1, 5, 10)
 
@@ -46,9 +44,9 @@ class RetrievalOutput:
     paragraph_to_video: RetrievalMetrics
     seconds: float
 
-    def table(self, name: str = "scores", *, reference: str | None = None) -> str:
+    def table(self, name: str = "scores") -> str:
         """:func:`retrieval_table` of this output alone."""
-        return retrieval_table({name: self}, reference=reference)
+        return retrieval_table({name: self})
 
     def __str__(self) -> str:
         return self.table()
@@ -61,16 +59,11 @@ def retrieval_metrics(scores: Tensor, truth: NDArray[Any]) -> RetrievalMetrics:
     return RetrievalMetrics(recalls, float(np.median(ranks) + 1))
 
 
-def retrieval_table(outputs: Mapping[str, RetrievalOutput], *, reference: str | None = None) -> str:
+def retrieval_table(outputs: Mapping[str, RetrievalOutput]) -> str:
     """A table of recalls in per cent and median ranks, a row for each output and direction.
 
     Args:
         outputs: by the name that the table shows.
-        reference: add what others published under this protocol: ``"youcook2"``. Only results of
-            that protocol belong beside it.
-
-    Raises:
-        ValueError: an unknown reference.
 
     Source: R@k and MedR of :mod:`norton_losses.metrics`.
 
@@ -83,8 +76,6 @@ def retrieval_table(outputs: Mapping[str, RetrievalOutput], *, reference: str | 
         dtw      video -> paragraph    100.0  100.0  100.0    1.0
                  paragraph -> video    100.0  100.0  100.0    1.0
     """
-    if reference is not None:
-        check_choice("reference", reference, list(PUBLISHED))
     head = "".join(f"{f'R@{k}':>7}" for k in KS)
     room = 2 + max(len(name) for name in ("measure", *outputs))
     lines = [f"{'measure':{room}}{'direction':20}{head}{'MedR':>7}"]
@@ -95,6 +86,4 @@ def retrieval_table(outputs: Mapping[str, RetrievalOutput], *, reference: str | 
             title = direction.replace("_to_", " -> ")
             lines.append(f"{name:{room}}{title:20}{cells}{metrics.median_rank:7.1f}")
             name = ""
-    if reference is not None:
-        lines += ["", str(PUBLISHED[reference])]
     return "\n".join(lines)

@@ -1,50 +1,45 @@
-"""Sequences of different lengths, one tensor each, and padded batches of some of them."""
+"""Sequences of different lengths, held without padding, and padded batches of some of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from norton_losses._checks import check_floating, check_mask
 from norton_losses._numerics import unit, up_cast, working_dtype
+from norton_losses.flat_segments import Array, as_tensor, flatten_list
+from norton_losses.segments import Segments
 
 SEGMENTS = 1 << 11  # of a group, padding included, unless one sequence alone has more
 
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Some sequences, padded to the longest of them."""
-
-    tokens: Tensor  # (b, L, D) or (b, L, T, D)
-    mask: Tensor  # (b, L)
-    token_mask: Tensor | None  # (b, L, T)
+Sequences: TypeAlias = Segments | Tensor | NDArray[Any] | Sequence[Array | Sequence[Array]]
 
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """Sequences of segments (clips or captions), all of them valid."""
+    """The valid segments (clips or captions) of all sequences, one after another."""
 
-    tokens: list[Tensor]  # (n, D) each, or (n, T, D) with one T
-    token_masks: list[Tensor] | None  # (n, T) each
+    tokens: Tensor  # (K, T, D), or (K, D)
+    counts: Tensor  # (B,), on the CPU
+    token_mask: Tensor | None  # (K, T)
+    embeddings: Tensor | None  # (K, D'), where they were given beside the tokens
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.counts)
 
     @property
-    def lengths(self) -> Tensor:
-        return torch.tensor([len(tokens) for tokens in self.tokens])
+    def dtype(self) -> torch.dtype:
+        """Of scores, float32 at least."""
+        return working_dtype(self.tokens, self.embeddings)
 
     def groups(self, batch_size: int) -> list[Tensor]:
         """Indices in groups of like length, with little to pad and less than SEGMENTS in each."""
-        lengths, order = self.lengths.sort(stable=True)
+        lengths, order = self.counts.sort(stable=True)
         groups: list[Tensor] = []
         start = 0
         for end, longest in enumerate([*lengths.tolist(), SEGMENTS]):  # pyright: ignore
@@ -54,128 +49,65 @@ class Ragged:
                 start = end
         return groups
 
-    def batch(self, indices: Tensor, device: torch.device) -> Batch:
+    def batch(self, indices: Tensor, device: torch.device) -> Segments:
         """The sequences of these indices (b,), on a device."""
-        numbers = [int(i) for i in indices]
-        lengths = torch.tensor([len(self.tokens[i]) for i in numbers])
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        token_mask = None
-        if self.token_masks is not None:
-            token_mask = pad_sequence([self.token_masks[i] for i in numbers], batch_first=True)
-            token_mask = token_mask.to(device)
-        tokens = pad_sequence([self.tokens[i] for i in numbers], batch_first=True)
-        return Batch(tokens.to(device), mask.to(device), token_mask)
-
-    def units(self) -> Ragged:
-        """The same with vectors of unit norm, in float32 or wider."""
-        units = [unit(up_cast(tokens, working_dtype(tokens))) for tokens in self.tokens]
-        return Ragged(units, self.token_masks)
-
-
-def read_ragged(
-    name: str,
-    segment: str,
-    sequences: Tensor | NDArray[Any] | Sequence[Tensor | NDArray[Any]],
-    mask: Tensor | None,
-    token_mask: Tensor | None,
-) -> Ragged:
-    """What a user passed as ``name``, sequences of ``segment``: no absent segment is left in it."""
-    if isinstance(sequences, np.ndarray):
-        sequences = _as_tensor(sequences)
-        mask, token_mask = (None if m is None else torch.as_tensor(m) for m in (mask, token_mask))
-    if isinstance(sequences, Tensor):
-        return _unpadded(name, segment, sequences, mask, token_mask)
-    if mask is not None or token_mask is not None:
-        raise ValueError(
-            f"masks describe padded tensors, and {name} is a list with one array for each "
-            "sequence; leave absent entries out of the arrays instead"
+        counts = self.counts[indices]
+        starts = (self.counts.cumsum(0) - self.counts)[indices]
+        places = (starts - counts.cumsum(0) + counts).repeat_interleave(counts)
+        rows = (places + torch.arange(len(places))).to(self.tokens.device)
+        token_mask, embeddings = (
+            None if part is None else part[rows].to(device)
+            for part in (self.token_mask, self.embeddings)
         )
-    if isinstance(sequences, (str, bytes)) or not isinstance(sequences, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(
-            f"{name} must be a padded tensor, or a list with one array of {segment}s for each "
-            f"sequence, got {type(sequences).__name__}"
-        )
-    if len(sequences) == 0:
-        raise ValueError(f"{name} must hold one sequence at least, got none")
-    tokens: list[Tensor] = []
-    for number, sequence in enumerate(sequences):
-        if not isinstance(sequence, Tensor):
-            sequence = _as_tensor(sequence)
-        tensor = sequence.detach()
-        if tensor.dim() not in (2, 3) or tensor.dim() != (tokens or [tensor])[0].dim():
+        tokens = self.tokens[rows].to(device)
+        return Segments.from_flat(tokens, counts, token_mask, embeddings=embeddings)
+
+    def pooled(self, name: str) -> Ragged:
+        """Embeddings of unit norm in place of tokens: what a measure of cosines compares."""
+        embeddings = self.tokens if self.embeddings is None else self.embeddings
+        if embeddings.dim() != 2:
             raise ValueError(
-                f"{name}[{number}] must have shape (n, D), or all of {name} (n, T, D), got "
-                f"{tuple(tensor.shape)}"
+                f"a measure compares one embedding for each clip and caption, and {name} have "
+                "several tokens; pass a loss, which brings a token similarity, pool them, or pass "
+                "Segments(tokens, embeddings=...)"
             )
-        if len(tensor) == 0:
-            raise _empty(f"{name}[{number}]", segment)
-        check_floating(f"{name}[{number}]", tensor, "(n, D)" if tensor.dim() == 2 else "(n, T, D)")
-        if tensor.shape[-1] != (tokens or [tensor])[0].shape[-1]:
-            raise ValueError(
-                f"{name} must share their width D, got {tokens[0].shape[-1]} in {name}[0] and "
-                f"{tensor.shape[-1]} in {name}[{number}]"
-            )
-        _check_finite(f"{name}[{number}]", tensor)
-        tokens.append(tensor)
-    dtype = reduce(torch.promote_types, {tensor.dtype for tensor in tokens})
-    tokens = [tensor.to(dtype) for tensor in tokens]
-    if tokens[0].dim() == 2:
-        return Ragged(tokens, None)
-    widest = max(tensor.shape[1] for tensor in tokens)
-    masks = [_prefix(tensor, widest) for tensor in tokens]
-    room = [(0, 0, 0, widest - tensor.shape[1]) for tensor in tokens]
-    padded = [torch.nn.functional.pad(t, r) for t, r in zip(tokens, room, strict=True)]
-    return Ragged(padded, masks)
+        units = unit(up_cast(embeddings, working_dtype(embeddings)))
+        return Ragged(units, self.counts, None, None)
 
 
-def _unpadded(
-    name: str, segment: str, tokens: Tensor, mask: Tensor | None, token_mask: Tensor | None
-) -> Ragged:
-    single = tokens.dim() == 3
-    check_floating(name, tokens, "(B, L, D)" if single else "(B, L, T, D)")
-    tokens = tokens.detach()
-    if mask is None:
-        mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
-    check_mask(f"{segment}_mask", mask, tokens.shape[:2], tokens)
-    if token_mask is not None:
-        if single:
-            raise ValueError(
-                f"a mask of tokens describes 4-d {name} (B, L, T, D), but {name} has shape "
-                f"{tuple(tokens.shape)}; pass {segment}_mask instead"
-            )
-        check_mask(f"mask of the tokens of {name}", token_mask, tokens.shape[:3], tokens)
-        mask = mask & token_mask.any(-1)
-    sequences = [sequence[valid] for sequence, valid in zip(tokens, mask, strict=True)]
-    masks = None
-    if not single:
-        if token_mask is None:
-            token_mask = tokens.new_ones(tokens.shape[:3], dtype=torch.bool)
-        masks = [of_one[valid] for of_one, valid in zip(token_mask, mask, strict=True)]
-    for number, sequence in enumerate(sequences):
-        if len(sequence) == 0:
-            raise _empty(f"{name}[{number}]", segment)
-        _check_finite(f"{name}[{number}]", sequence if masks is None else sequence[masks[number]])
-    return Ragged(sequences, masks)
-
-
-def _as_tensor(array: NDArray[Any]) -> Tensor:
-    """Copied only where torch could not share it: negative strides, read-only memory."""
-    return torch.as_tensor(np.require(array, requirements=["C", "W"]))
-
-
-def _prefix(tokens: Tensor, widest: int) -> Tensor:
-    return (torch.arange(widest, device=tokens.device) < tokens.shape[1]).expand(len(tokens), -1)
-
-
-def _empty(name: str, segment: str) -> ValueError:
-    return ValueError(
-        f"{name} must have one {segment} at least, got none; leave it out, and its truth"
-    )
-
-
-def _check_finite(name: str, tokens: Tensor) -> None:
-    if not tokens.isfinite().all():
+def read_ragged(name: str, segment: str, given: Sequences) -> Ragged:
+    """What a user passed as ``name``, sequences of ``segment``; each of them must have one."""
+    embeddings = None
+    if isinstance(given, np.ndarray):
+        given = as_tensor(given)
+    if isinstance(given, Tensor):
+        given = Segments(given)
+    if isinstance(given, Segments):
+        tokens, counts, token_mask = given.flat()
+        if given.has_embeddings:
+            embeddings = given.embeddings[given.mask].detach()
+    else:
+        tokens, counts, token_mask = flatten_list(name, given)
+    ragged = Ragged(tokens.detach(), counts.cpu(), token_mask, embeddings)
+    if (ragged.counts == 0).any():
         raise ValueError(
-            f"{name} must be finite, got NaN or infinite entries; look at what made them, or leave "
-            "it out"
+            f"{name}[{int(ragged.counts.argmin())}] must have one {segment} at least, got none; "
+            "leave it out, and its truth"
+        )
+    for part, mask in ((ragged.tokens, token_mask), (embeddings, None)):
+        if part is not None:
+            _check_finite(name, part, mask, ragged.counts)
+    return ragged
+
+
+def _check_finite(name: str, part: Tensor, mask: Tensor | None, counts: Tensor) -> None:
+    bad = ~part.isfinite()
+    if mask is not None:
+        bad &= mask[..., None]
+    if bad.any():
+        segment = int(bad.flatten(1).any(1).int().argmax())
+        number = int((counts.cumsum(0) <= segment).sum())
+        raise ValueError(
+            f"{name}[{number}] must be finite, got NaN or infinite entries; look at what made "
+            "them, or leave it out"
         )

@@ -8,19 +8,19 @@ backward pass walks each tile again.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from norton_losses._checks import check_not_negative
-from norton_losses._numerics import up_cast, working_dtype
-from norton_losses._sequences import by_pair
-from norton_losses.sequence_measures.blocks import check_similarity
+from norton_losses.sequence_measures.measure import AbstractSequenceMeasure, MeasureOutput
+from norton_losses.similarity_block import SimilarityBlock
 
 # (costs (N, M, P), clips (P,), captions (P,)) -> distances (P,). What lies beyond a pair's own
 # number of clips and captions is 0 and must have no effect.
@@ -30,23 +30,7 @@ _CELLS_ON_CPU = 1 << 21
 _CELLS = 1 << 24
 
 
-@dataclass(frozen=True, eq=False)
-class AlignmentOutput:
-    """What an alignment measure found: the score, and the path behind it.
-
-    Attributes:
-        score: (Bv, Bt), with the gradient of the similarity.
-        alignment: (Bv, Bt, N, M), detached: how often the path of a pair matches clip and caption,
-            the gradient of its distance by its costs. With ``smoothing=0`` these are whole numbers,
-            else expectations. Of DTW ``alignment[v, t].nonzero()`` is then the path in its order;
-            OTAM has two paths, one for each direction, added up.
-    """
-
-    score: Tensor
-    alignment: Tensor
-
-
-class AbstractAlignment(nn.Module, ABC):
+class AbstractAlignment(AbstractSequenceMeasure):
     r"""What alignment measures share: costs, tiles, masks, the path.
 
     .. math:: A = -\frac{D(1 - S)}{n + m}
@@ -64,46 +48,25 @@ class AbstractAlignment(nn.Module, ABC):
     def distance(self, costs: Tensor, clips: Tensor, captions: Tensor) -> Tensor:
         """Distances (P,) of P pairs, from costs (N, M, P), of which a pair has clips x captions."""
 
-    def forward(
-        self,
-        similarity: Tensor,
-        clip_mask: Tensor | None = None,
-        caption_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Score (Bv, Bt) of every video with every paragraph; 0 where either is absent.
-
-        Of cosines 0 is the best score there is, so mask absent pairs before you rank; the losses'
-        ``score`` does.
-
-        Args:
-            similarity: (Bv, Bt, N, M), floating; clips and captions in their order in time.
-            clip_mask: (Bv, N), bool, True where valid; None means all. (Bv, Bt, N) if it differs
-                from paragraph to paragraph.
-            caption_mask: (Bt, M), bool, True where valid; None means all. Or (Bv, Bt, M).
-        """
-        clips, captions = by_pair(*check_similarity(similarity, clip_mask, caption_mask))
-        tiles = _Tiles(similarity, clips, captions, self.distance)
+    def evaluate(self, block: SimilarityBlock) -> MeasureOutput:
+        tiles = _Tiles(block, self.distance)
         if any(parameter.requires_grad for parameter in self.parameters()):
-            return tiles.scores(similarity)  # parameters of a distance: all tiles stay for them
-        return _ByTiles.apply(similarity, clips, captions, tiles)  # pyright: ignore
+            score = tiles.scores(block.values)  # parameters of a distance: all tiles stay for them
+        else:
+            inputs = block.values, block.clips, block.captions, tiles
+            score = cast(Tensor, _ByTiles.apply(*inputs))  # pyright: ignore
+        return MeasureOutput(score, alignment=partial(self._path, block))
 
-    def explain(
-        self,
-        similarity: Tensor,
-        clip_mask: Tensor | None = None,
-        caption_mask: Tensor | None = None,
-    ) -> AlignmentOutput:
-        """As :meth:`forward`, with the path beside the score."""
-        score = self(similarity, clip_mask, caption_mask)
-        masks = check_similarity(similarity, clip_mask, caption_mask)
-        # The path is a gradient, which inference mode would not record, nor of its own tensors.
+    def _path(self, block: SimilarityBlock) -> Tensor:
+        """The gradient of the distances by their costs: how often a path matches a cell."""
+        # Inference mode would not record it, nor record what it has made.
         with torch.inference_mode(False), torch.no_grad():
-            similarity = similarity.detach().to(score.dtype, copy=True)
-            clips, captions = by_pair(*(mask.clone() for mask in masks))
-            matches = (clips.sum(-1) + captions.sum(-1)).to(score.dtype)
-            tiles = _Tiles(similarity, clips, captions, self.distance)
-            alignment = tiles.gradient(similarity, matches)
-        return AlignmentOutput(score, alignment + 0)  # 0, where -0 would be printed
+            masks = block.clip_mask.clone(), block.caption_mask.clone()
+            block = SimilarityBlock(block.values.clone(), *masks)
+            clips, captions = block.counts
+            matches = (clips + captions).to(block.values.dtype)
+            path = _Tiles(block, self.distance).gradient(block.values, matches)
+        return path + 0  # 0, where -0 would be printed
 
     def extra_repr(self) -> str:
         return f"smoothing={self.smoothing}"
@@ -168,14 +131,12 @@ class _Tiles:
     are only as long as those.
     """
 
-    def __init__(
-        self, similarity: Tensor, clips: Tensor, captions: Tensor, distance: Distance
-    ) -> None:
-        bv, bt, n, m = similarity.shape
-        self.clips, self.captions = clips.expand(bv, bt, n), captions.expand(bv, bt, m)
+    def __init__(self, block: SimilarityBlock, distance: Distance) -> None:
+        bv, bt, n, m = block.values.shape
+        self.clips, self.captions = block.clips.expand(bv, bt, n), block.captions.expand(bv, bt, m)
         self.distance = distance
-        self.looks = similarity.device.type == "cpu"
-        self.gaps = not (self.looks and _valid_first(clips) and _valid_first(captions))
+        self.looks = block.values.device.type == "cpu"
+        self.gaps = not (self.looks and _valid_first(block.clips) and _valid_first(block.captions))
 
     def __iter__(self) -> Iterator[_Tile]:
         (bv, bt, n), m, device = self.clips.shape, self.captions.shape[-1], self.clips.device
@@ -191,7 +152,7 @@ class _Tiles:
 
     def scores(self, similarity: Tensor) -> Tensor:
         """Scores (Bv, Bt) of all pairs."""
-        scores = similarity.new_zeros(similarity.shape[:2], dtype=working_dtype(similarity))
+        scores = similarity.new_zeros(similarity.shape[:2])
         for tile in self:
             scores[tile.pairs] = self.scores_of(tile.of(similarity)[tile.pairs], tile)
         return scores
@@ -214,7 +175,6 @@ class _Tiles:
     def scores_of(self, block: Tensor, tile: _Tile) -> Tensor:
         """Scores (bv, bt) of the similarities (bv, bt, n, m) of a tile."""
         clips, captions = self.clips[tile.pairs], self.captions[tile.pairs]
-        block = up_cast(block, working_dtype(block))
         if self.gaps:
             block = block.take_along_dim(_order(clips)[..., :, None], 2)
             block = block.take_along_dim(_order(captions)[..., None, :], 3)

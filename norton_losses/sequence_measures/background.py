@@ -1,20 +1,23 @@
-"""Leaves out a video's background before it is measured: the protocol of YouCookII."""
+"""A filter around a measure that leaves out a video's background: the protocol of YouCookII."""
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from norton_losses._checks import check_positive
-from norton_losses._sequences import by_pair
-from norton_losses._typing import SequenceMeasure
-from norton_losses.sequence_measures.blocks import check_similarity
-from norton_losses.sequence_measures.judging_alone import check_measure, judging_alone
+from norton_losses.sequence_measures.measure import (
+    AbstractSequenceMeasure,
+    MeasureFunction,
+    MeasureOutput,
+    as_measure,
+)
+from norton_losses.similarity_block import SimilarityBlock
 
 
-def background_mask(
+def kept_clips(
     similarity: Tensor,
     clip_mask: Tensor | None = None,
     caption_mask: Tensor | None = None,
@@ -42,24 +45,27 @@ def background_mask(
 
     Example:
         >>> import torch
-        >>> from norton_losses.functional import background_mask
+        >>> from norton_losses.functional import kept_clips
         >>> similarity = torch.tensor([[0.9, 0.1], [0.0, 0.1], [0.2, 0.8]])[None, None]
-        >>> background_mask(similarity)                   # int(1.3 * 2) clips
+        >>> kept_clips(similarity)                        # int(1.3 * 2) clips
         tensor([[[ True, False,  True]]])
     """
     check_positive("clips_per_caption", clips_per_caption)
-    clips, captions = by_pair(*check_similarity(similarity, clip_mask, caption_mask))
-    fit = similarity.detach().masked_fill(~captions[..., None, :], -torch.inf).amax(-1)
-    fit = fit.clamp(min=torch.finfo(fit.dtype).min).masked_fill(~clips, -torch.inf)
+    return _kept(SimilarityBlock(similarity, clip_mask, caption_mask), clips_per_caption)
+
+
+def _kept(block: SimilarityBlock, clips_per_caption: float) -> Tensor:
+    fit = block.values.detach().masked_fill(~block.captions[..., None, :], -torch.inf).amax(-1)
+    fit = fit.clamp(min=torch.finfo(fit.dtype).min).masked_fill(~block.clips, -torch.inf)
     place = fit.argsort(dim=-1, descending=True, stable=True).argsort(-1)
     # float64, as floats of Python are: 1.3 * 10 must not become 12.999999.
-    kept = (clips_per_caption * captions.sum(-1).double()).floor().clamp(min=1)
-    return clips & (place < kept[..., None])
+    kept = (clips_per_caption * block.counts[1].double()).floor().clamp(min=1)
+    return block.clips & (place < kept[..., None])
 
 
 @final
-class BackgroundFiltered(nn.Module):
-    """A measure of the clips that fit, in their order in time: see :func:`background_mask`.
+class BackgroundFiltered(AbstractSequenceMeasure):
+    """A measure of the clips that fit, in their order in time: see :func:`kept_clips`.
 
     Args:
         measure: any measure that takes a clip mask for each pair, as those of this package do.
@@ -80,59 +86,21 @@ class BackgroundFiltered(nn.Module):
         tensor([[-0.0750]])
     """
 
-    def __init__(self, measure: SequenceMeasure, clips_per_caption: float = 1.3) -> None:
+    def __init__(
+        self,
+        measure: AbstractSequenceMeasure | MeasureFunction,
+        clips_per_caption: float = 1.3,
+    ) -> None:
         super().__init__()
         check_positive("clips_per_caption", clips_per_caption)
-        check_measure(measure)
-        self.measure = measure
+        self.measure = as_measure(measure)
         self.clips_per_caption = clips_per_caption
 
-    def forward(
-        self,
-        similarity: Tensor,
-        clip_mask: Tensor | None = None,
-        caption_mask: Tensor | None = None,
-        **options: Any,
-    ) -> Tensor:
-        """Score (Bv, Bt) of every video with every paragraph; 0 where either is absent.
+    def evaluate(self, block: SimilarityBlock) -> MeasureOutput:
+        return self.measure.evaluate(block.keep(_kept(block, self.clips_per_caption)))
 
-        Args:
-            similarity: (Bv, Bt, N, M), floating; which clips are kept has no gradient.
-            clip_mask: (Bv, N), bool, True where valid; None means all. Or (Bv, Bt, N).
-            caption_mask: (Bt, M), bool, True where valid; None means all. Or (Bv, Bt, M).
-            options: what else the measure takes.
-        """
-        masks = self._masks(similarity, clip_mask, caption_mask)
-        return self.measure(similarity, *masks, **options)
-
-    def explain(
-        self,
-        similarity: Tensor,
-        clip_mask: Tensor | None = None,
-        caption_mask: Tensor | None = None,
-        **options: Any,
-    ) -> Any:
-        """What the measure's own ``explain`` returns, of the clips that are kept."""
-        explain = getattr(self.measure, "explain", None)
-        if explain is None:
-            raise TypeError(
-                f"a {type(self.measure).__name__} has no plan or path to explain; filter a "
-                "TransportMeasure, DynamicTimeWarping or OrderedAlignment"
-            )
-        return explain(similarity, *self._masks(similarity, clip_mask, caption_mask), **options)
-
-    def with_bucket(self, value: float | None) -> BackgroundFiltered:
-        """The same with its measure judging a pair by itself: see :func:`judging_alone`."""
-        return BackgroundFiltered(judging_alone(self.measure, value), self.clips_per_caption)
-
-    def _masks(
-        self, similarity: Tensor, clip_mask: Tensor | None, caption_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        clip_mask, caption_mask = check_similarity(similarity, clip_mask, caption_mask)
-        kept = background_mask(
-            similarity, clip_mask, caption_mask, clips_per_caption=self.clips_per_caption
-        )
-        return kept, caption_mask
+    def for_retrieval(self, bucket_value: float | None = None) -> BackgroundFiltered:
+        return BackgroundFiltered(self.measure.for_retrieval(bucket_value), self.clips_per_caption)
 
     def extra_repr(self) -> str:
         return f"clips_per_caption={self.clips_per_caption}"

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from numbers import Real
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from norton_losses._checks import check_choice, check_positive
 from norton_losses._numerics import full_precision
-from norton_losses._sequences import by_pair
-from norton_losses._typing import Range, TransportScore
+from norton_losses._typing import TransportObjective
 from norton_losses.prompt_bucket import PromptBucket
-from norton_losses.sequence_measures.blocks import read_similarity
+from norton_losses.sequence_measures.measure import AbstractSequenceMeasure, MeasureOutput
+from norton_losses.similarity_block import SimilarityBlock
 from norton_losses.sinkhorn import AbstractSinkhorn, TransportPlan, TransportProblem, resolve
-
-
-@dataclass(frozen=True, eq=False)
-class TransportOutput:
-    """What a transport measure found: the score, and the plan behind it.
-
-    Attributes:
-        score: (Bv, Bt), with the gradient of the similarity.
-        plan: of every video with every paragraph; rows are clips, columns captions.
-        bucket_value: p (), or None without a bucket.
-    """
-
-    score: Tensor
-    plan: TransportPlan
-    bucket_value: Tensor | None
 
 
 def transport_score(plan: TransportPlan, *, conserve_mass: bool = True) -> Tensor:
@@ -106,7 +90,7 @@ def entropic_score(plan: TransportPlan) -> Tensor:
 
 
 @final
-class TransportMeasure(nn.Module):
+class TransportMeasure(AbstractSequenceMeasure):
     """Optimal transport between the clips of a video and the captions of a paragraph.
 
     Builds the problem of Eq. (2), with the prompt bucket of Eq. (6), for every video with every
@@ -117,8 +101,8 @@ class TransportMeasure(nn.Module):
         epsilon: strength of the entropy, in units of similarity.
         bucket: a :class:`PromptBucket`, a number (its ratio), or None for no bucket.
         sinkhorn: a solver, or its name, see :func:`norton_losses.sinkhorn.resolve`.
-        conserve_mass: for ``score="similarity"`` alone, see :func:`transport_score`.
-        score: ``"similarity"`` is :func:`transport_score`; ``"entropic"`` is
+        conserve_mass: for ``objective="similarity"`` alone, see :func:`transport_score`.
+        objective: ``"similarity"`` is :func:`transport_score`; ``"entropic"`` is
             :func:`entropic_score` of the whole problem: it counts the bucket's mass at p and
             subtracts the entropy term, so it runs lower and may want a lower temperature.
 
@@ -144,11 +128,11 @@ class TransportMeasure(nn.Module):
         sinkhorn: str | AbstractSinkhorn = "auto",
         *,
         conserve_mass: bool = True,
-        score: TransportScore = "similarity",
+        objective: TransportObjective = "similarity",
     ) -> None:
         super().__init__()
         check_positive("epsilon", epsilon)
-        check_choice("score", score, ("similarity", "entropic"))
+        check_choice("objective", objective, ("similarity", "entropic"))
         self.epsilon = epsilon
         if bucket is not None and not isinstance(bucket, PromptBucket):
             if isinstance(bucket, bool) or not isinstance(bucket, Real):
@@ -160,92 +144,52 @@ class TransportMeasure(nn.Module):
         self.bucket = bucket
         self.sinkhorn = resolve(sinkhorn)
         learnable = isinstance(bucket, PromptBucket) and bucket.offset is not None
-        if learnable and score == "similarity" and self.sinkhorn.plan_gradient == "detached":
+        if learnable and objective == "similarity" and self.sinkhorn.plan_gradient == "detached":
             raise ValueError(
                 "a learnable bucket enters the score by the plan alone, and this plan carries no "
-                'gradient; build the measure with score="entropic", or with '
+                'gradient; build the measure with objective="entropic", or with '
                 'sinkhorn=TorchSinkhorn(plan_gradient="implicit")'
             )
         self.conserve_mass = conserve_mass
-        self.score: TransportScore = score
+        self.objective: TransportObjective = objective
 
-    def explain(
-        self,
-        similarity: Tensor,
-        clip_mask: Tensor | None = None,
-        caption_mask: Tensor | None = None,
-        *,
-        similarity_range: Range | None = None,
-    ) -> TransportOutput:
-        """As :meth:`forward`, with the plan and the bucket's value beside the score."""
-        similarity, clip_mask, caption_mask = read_similarity(similarity, clip_mask, caption_mask)
-        with full_precision(similarity):
-            p = None
+    def evaluate(self, block: SimilarityBlock) -> MeasureOutput:
+        with full_precision(block.values):
             if self.bucket is None:
-                bv, bt, n, m = similarity.shape
-                clips, captions = by_pair(clip_mask, caption_mask)
-                problem = TransportProblem.uniform(
-                    similarity,
-                    clips.expand(bv, bt, n),
-                    captions.expand(bv, bt, m),
-                    self.epsilon,
-                    score_range=similarity_range,
-                )
+                problem = self._without_bucket(block)
             else:
-                p = self.bucket.threshold(similarity, clip_mask, caption_mask)
-                problem = self.bucket.augment(
-                    similarity,
-                    p,
-                    clip_mask,
-                    caption_mask,
-                    self.epsilon,
-                    score_range=self.bucket.score_range(similarity_range),
-                )
+                problem = self.bucket(block, self.epsilon)
             plan = self.sinkhorn.solve(problem.T).T
-            if self.score == "entropic":
+            if self.objective == "entropic":
                 score = entropic_score(plan)
             else:
                 score = transport_score(plan, conserve_mass=self.conserve_mass)
-        return TransportOutput(score, plan, p)
+        p = problem.bucket_value
+        return MeasureOutput(score, plan, bucket_value=None if p is None else p.detach())
 
-    def forward(
-        self,
-        similarity: Tensor,
-        clip_mask: Tensor | None = None,
-        caption_mask: Tensor | None = None,
-        *,
-        similarity_range: Range | None = None,
-    ) -> Tensor:
-        """Score (Bv, Bt) of every video with every paragraph; 0 where either is absent.
-
-        Args:
-            similarity: (Bv, Bt, N, M), floating; Bv = Bt if the bucket has a ratio.
-            clip_mask: (Bv, N), bool, True where valid; None means all. (Bv, Bt, N) if it differs
-                from paragraph to paragraph.
-            caption_mask: (Bt, M), bool, True where valid; None means all. Or (Bv, Bt, M).
-            similarity_range: ``(lo, hi)`` that the similarity is known to lie in: a solver may then
-                choose a faster way without looking. The losses hand on what their similarity says.
-        """
-        return self.explain(
-            similarity, clip_mask, caption_mask, similarity_range=similarity_range
-        ).score
-
-    def with_bucket(self, value: float | None) -> TransportMeasure:
+    def for_retrieval(self, bucket_value: float | None = None) -> TransportMeasure:
         """The same measure with a fixed bucket value, or with no bucket: a pair's own score.
 
         A bucket with a ratio looks at the batch, which is right in training and wrong in retrieval.
         """
-        bucket = None if value is None else PromptBucket(value=value)
+        bucket = None if bucket_value is None else PromptBucket(value=bucket_value)
         return TransportMeasure(
             self.epsilon,
             bucket,
             self.sinkhorn,
             conserve_mass=self.conserve_mass,
-            score=self.score,
+            objective=self.objective,
+        )
+
+    def _without_bucket(self, block: SimilarityBlock) -> TransportProblem:
+        bv, bt, n, m = block.values.shape
+        clips, captions = block.clips.expand(bv, bt, n), block.captions.expand(bv, bt, m)
+        return TransportProblem.uniform(
+            block.values, clips, captions, self.epsilon, score_range=block.bounds
         )
 
     def extra_repr(self) -> str:
         return (
             f"epsilon={self.epsilon}, sinkhorn={self.sinkhorn}, "
-            f"conserve_mass={self.conserve_mass}, score={self.score!r}"
+            f"conserve_mass={self.conserve_mass}, objective={self.objective!r}"
         )

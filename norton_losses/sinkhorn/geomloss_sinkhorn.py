@@ -1,4 +1,4 @@
-"""GeomLoss behind our interface: annealed solvers, brought home by a few plain steps of ours."""
+"""Sinkhorn's iteration with annealing by GeomLoss, followed by plain steps of ours."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from norton_losses._checks import check_choice, check_count
-from norton_losses.sinkhorn import domains
-from norton_losses.sinkhorn.domains import Scalings, even_if_empty
+from norton_losses._optional import require
+from norton_losses.sinkhorn.blockwise import solve_by_blocks
+from norton_losses.sinkhorn.iteration import Scalings
 from norton_losses.sinkhorn.keops_sinkhorn import quietly, try_keops
-from norton_losses.sinkhorn.plan import TransportPlan
-from norton_losses.sinkhorn.problem import PointCloudProblem, Problem, TransportProblem
+from norton_losses.sinkhorn.log_domain import solve_by_logs
+from norton_losses.sinkhorn.problem import AbstractProblem
 from norton_losses.sinkhorn.solver import AbstractSinkhorn, Support
-from norton_losses.sinkhorn.streaming import streamed
 
 
 @final
@@ -59,35 +59,32 @@ class GeomLossSinkhorn(AbstractSinkhorn):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("polish", self.polish, least=0)
+        check_count("polish", self.polish, minimum=0)
         check_choice("points", self.points, ("tensorized", "online"))
         _import_geomloss()
         if self.points == "online":
             try_keops('GeomLossSinkhorn(points="online")')
 
-    def supports(self, problem: Problem) -> Support:
+    def supports(self, problem: AbstractProblem) -> Support:
         return Support(ok=True)
 
-    def _solve(self, problem: Problem) -> TransportPlan:
-        no_row, no_column = problem.log_mu == -torch.inf, problem.log_nu == -torch.inf
-        log_mu, log_nu, empty = even_if_empty(problem.log_mu, problem.log_nu)
+    def _solve(self, problem: AbstractProblem) -> Scalings:
+        log_mu, log_nu = problem.log_mu, problem.log_nu
+        anneal = self._of_scores if problem.holds_scores else self._of_points
         with _grad_mode_restored():
-            if isinstance(problem, PointCloudProblem):
-                log_u, log_v = self._of_points(problem, log_mu.exp(), log_nu.exp())
-            else:
-                log_u, log_v = self._of_scores(problem, log_mu.exp(), log_nu.exp())
-        log_u = (log_u + log_mu).masked_fill(no_row | empty, -torch.inf)
-        log_v = (log_v + log_nu).masked_fill(no_column | empty, -torch.inf)
-        annealed = 0 if isinstance(problem, PointCloudProblem) else self.iterations
-        steps = torch.full(empty.shape[:-1], annealed, device=log_u.device)
-        if self.polish:
-            log_u, log_v, polished = self._polished(problem, log_v)
-            steps = steps + polished
-        return TransportPlan(problem, log_u, log_v, steps)
+            u, v = anneal(problem, log_mu.exp(), log_nu.exp())
+        log_u, log_v = u + log_mu, v + log_nu
+        annealed = self.iterations if problem.holds_scores else 0
+        if not self.polish:
+            return Scalings(log_u, log_v, annealed)
+        if not problem.holds_scores:
+            return solve_by_blocks(problem, self.polish, log_v=log_v)
+        start = log_v.masked_fill(log_v == -torch.inf, 0)
+        log_kernel = problem.scores / problem.epsilon + start[..., None, :]
+        log_u, log_v, _ = solve_by_logs(log_kernel, log_mu, log_nu, self.polish)
+        return Scalings(log_u, log_v + start, annealed + self.polish)
 
-    def _of_scores(
-        self, problem: TransportProblem, mu: Tensor, nu: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _of_scores(self, problem: AbstractProblem, mu: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
         n, m = problem.scores.shape[-2:]
         result = _import_geomloss().ot.solve_batch(
             -problem.scores.reshape(-1, n, m),
@@ -99,9 +96,7 @@ class GeomLossSinkhorn(AbstractSinkhorn):
         f, g = result.potential_a.reshape(mu.shape), result.potential_b.reshape(nu.shape)
         return f / problem.epsilon, g / problem.epsilon
 
-    def _of_points(
-        self, problem: PointCloudProblem, mu: Tensor, nu: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _of_points(self, problem: AbstractProblem, mu: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
         # Half a squared distance is a product up to norms, which the scalings take up.
         solver = _import_geomloss().SamplesLoss(
             "sinkhorn",
@@ -112,18 +107,11 @@ class GeomLossSinkhorn(AbstractSinkhorn):
             potentials=True,
             backend=self.points,
         )
+        x, y = (getattr(problem, name) for name in problem.tensors[:2])
         with quietly():
-            f, g = solver(mu, problem.x, nu, problem.y)
-        x_norm, y_norm = (points.square().sum(-1) / 2 for points in (problem.x, problem.y))
+            f, g = solver(mu, x, nu, y)
+        x_norm, y_norm = (points.square().sum(-1) / 2 for points in (x, y))
         return (f.view(-1) - x_norm) / problem.epsilon, (g.view(-1) - y_norm) / problem.epsilon
-
-    def _polished(self, problem: Problem, log_v: Tensor) -> Scalings:
-        if isinstance(problem, PointCloudProblem):
-            return streamed(problem, self.polish, log_v=log_v)
-        start = log_v.masked_fill(log_v == -torch.inf, 0)
-        log_kernel = problem.scores / problem.epsilon + start[..., None, :]
-        log_u, log_v, steps = domains.log(log_kernel, problem.log_mu, problem.log_nu, self.polish)
-        return log_u, log_v + start, steps
 
 
 @contextlib.contextmanager
@@ -137,13 +125,6 @@ def _grad_mode_restored() -> Generator[None, None, None]:
 
 
 def _import_geomloss() -> Any:
-    try:
-        with quietly():  # it imports KeOps where that is installed
-            import geomloss  # pyright: ignore[reportMissingTypeStubs]
-            import geomloss.ot  # pyright: ignore
-    except ImportError as error:
-        raise ImportError(
-            "GeomLossSinkhorn needs GeomLoss 0.3.1 or newer; install it with "
-            "pip install 'norton-losses[geomloss]', or use TorchSinkhorn, which needs nothing more"
-        ) from error
-    return geomloss
+    with quietly():  # it imports KeOps where that is installed
+        require("geomloss.ot", "GeomLossSinkhorn", "GeomLoss 0.3.1", "geomloss", "TorchSinkhorn")
+        return require("geomloss", "GeomLossSinkhorn", "GeomLoss 0.3.1", "geomloss")

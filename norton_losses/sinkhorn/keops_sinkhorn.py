@@ -1,4 +1,4 @@
-"""KeOps behind our interface: point clouds whose scores never exist, on the CPU or on CUDA."""
+"""Sinkhorn's iteration on point clouds by KeOps, whose scores never exist, on CPU or CUDA."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import contextlib
 import io
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, cast, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
+from norton_losses._optional import require
 from norton_losses._typing import PlanGradient
-from norton_losses.sinkhorn.domains import even_if_empty
-from norton_losses.sinkhorn.plan import TransportPlan
-from norton_losses.sinkhorn.problem import PointCloudProblem, Problem
+from norton_losses.sinkhorn.iteration import AbstractSteps, Scalings, State, iterate
+from norton_losses.sinkhorn.problem import AbstractProblem
 from norton_losses.sinkhorn.solver import AbstractSinkhorn, Support
 
 _ABSENT = -1e30  # weighs nothing beside any logarithm and, unlike -inf, can be taken from itself
@@ -55,28 +55,35 @@ class KeOpsSinkhorn(AbstractSinkhorn):
         super().__post_init__()
         try_keops("KeOpsSinkhorn")
 
-    def supports(self, problem: Problem) -> Support:
+    def supports(self, problem: AbstractProblem) -> Support:
         return Support(
-            isinstance(problem, PointCloudProblem),
+            not problem.holds_scores,
             "KeOps makes scores from points and cannot read a matrix of them; give it a "
             "PointCloudProblem, as ClipCaptionOTLoss(chunk_rows=...) does, or use TorchSinkhorn",
         )
 
-    def _solve(self, problem: Problem) -> TransportPlan:
-        problem = cast(PointCloudProblem, problem)
-        log_mu, log_nu, empty = even_if_empty(problem.log_mu, problem.log_nu)
-        x, y = problem.x / problem.epsilon, problem.y
-        log_u, log_v = log_mu, torch.zeros_like(log_nu).masked_fill(log_nu == -torch.inf, _ABSENT)
+    def _solve(self, problem: AbstractProblem) -> Scalings:
+        step = _KeOpsSteps(problem)
         with quietly():
-            for _ in range(self.iterations):
-                log_u = (log_mu - _row_logsumexp(x, y, log_v)).clamp(min=_ABSENT)
-                log_v = (log_nu - _row_logsumexp(y, x, log_u)).clamp(min=_ABSENT)
-        return TransportPlan(
-            problem,
-            log_u.masked_fill(empty | (log_mu == -torch.inf), -torch.inf),
-            log_v.masked_fill(empty | (log_nu == -torch.inf), -torch.inf),
-            torch.full((), self.iterations, device=log_u.device),
-        )
+            (log_u, log_v), steps = iterate(step, step.start(), self.iterations)
+        return Scalings(log_u, log_v, steps)
+
+
+class _KeOpsSteps(AbstractSteps):
+    """Steps on log-scalings of points (n, D) and (m, D)."""
+
+    def __init__(self, problem: AbstractProblem) -> None:
+        x, self.y = (getattr(problem, name) for name in problem.tensors[:2])
+        self.x = x / problem.epsilon
+        self.log_mu, self.log_nu = problem.log_mu, problem.log_nu
+
+    def start(self) -> State:
+        absent = self.log_nu == -torch.inf
+        return self.log_mu, torch.zeros_like(self.log_nu).masked_fill(absent, _ABSENT)
+
+    def __call__(self, state: State) -> State:
+        log_u = (self.log_mu - _row_logsumexp(self.x, self.y, state[1])).clamp(min=_ABSENT)
+        return log_u, (self.log_nu - _row_logsumexp(self.y, self.x, log_u)).clamp(min=_ABSENT)
 
 
 def _row_logsumexp(x: Tensor, y: Tensor, log_v: Tensor) -> Tensor:
@@ -96,14 +103,8 @@ def quietly() -> contextlib.redirect_stdout[io.StringIO]:
 
 def try_keops(who: str) -> None:
     """Raise unless KeOps is installed and can compile a formula here; ``who`` needs it."""
-    try:
-        with quietly():
-            import pykeops.torch  # noqa: F401  # pyright: ignore
-    except ImportError as error:
-        raise ImportError(
-            f"{who} needs KeOps 2.3 or newer; install it with pip install 'norton-losses[keops]', "
-            "or use TorchSinkhorn, which streams point clouds with nothing more"
-        ) from error
+    with quietly():
+        require("pykeops.torch", who, "KeOps 2.3", "keops", "TorchSinkhorn")
     failure = _compilation_failure()
     if failure is not None:
         raise RuntimeError(

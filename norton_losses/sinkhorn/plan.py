@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from norton_losses.sinkhorn.problem import Problem, TransportProblem
+from norton_losses.sinkhorn.problem import AbstractProblem
 
 _TOLERANCE = 1e-4
 
@@ -48,7 +48,7 @@ class TransportPlan:
         tensor(True)
     """
 
-    problem: Problem
+    problem: AbstractProblem
     log_u: Tensor
     log_v: Tensor
     iterations: Tensor
@@ -65,10 +65,7 @@ class TransportPlan:
             >>> plan[0, 2].plan.shape
             torch.Size([4, 5])
         """
-        problem = self.problem
-        if not isinstance(problem, TransportProblem):
-            raise TypeError("the plan of a point cloud has no parts; index plan.plan for entries")
-        part = problem[index]  # which refuses what is no index of the batch
+        part = self.problem[index]  # which refuses what is no index of the batch
         log_u, log_v = self.log_u[index], self.log_v[index]
         iterations = self.iterations[index]
         return replace(self, problem=part, log_u=log_u, log_v=log_v, iterations=iterations)
@@ -133,7 +130,7 @@ class TransportPlan:
         return torch.maximum(rows, columns)
 
     def log_rows(self, rows: slice, scores: Tensor) -> Tensor:
-        """Log Q (..., rows, m) of a block of rows, whose scores :meth:`Problem.map_rows` gives."""
+        """Log Q (..., rows, m) of a block of rows, from its scores (..., rows, m)."""
         scores = scores if self.differentiable else scores.detach()
         log_u, log_v = self.log_u[..., rows], self.log_v
         return scores / self.problem.epsilon + log_u[..., :, None] + log_v[..., None, :]

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from norton_losses.sinkhorn.problem import TransportProblem
+from norton_losses.sinkhorn.plan import TransportPlan
 
 _RIDGE = 1e-12  # of a matrix whose eigenvalues lie in [0, 1]
 
 
-def implicit_scalings(
-    problem: TransportProblem, log_u: Tensor, log_v: Tensor
-) -> tuple[Tensor, Tensor]:
-    r"""The converged log-scalings, with their gradient in scores and log-marginals.
+def implicit_plan(plan: TransportPlan) -> TransportPlan:
+    r"""A converged plan, with its gradient in scores and log-marginals.
 
     Differentiating :math:`\sum_j Q_{ij} = \mu_i` and :math:`\sum_i Q_{ij} = \nu_j` at
     :math:`\log Q_{ij} = S_{ij} / \varepsilon + u_i + v_j` gives a linear system for du and dv,
@@ -28,16 +27,13 @@ def implicit_scalings(
 
     whose solver does not matter, so that every backend can be differentiated.
 
-    Args:
-        problem: (..., n, m).
-        log_u: (..., n), solved for it.
-        log_v: (..., m), solved for it.
-
     Source: the implicit function theorem on Eq. (2)'s constraints.
     """
-    return _Implicit.apply(  # pyright: ignore
-        problem.scores, problem.log_mu, problem.log_nu, problem.epsilon, log_u, log_v
+    problem = plan.problem
+    log_u, log_v = _Implicit.apply(  # pyright: ignore
+        problem.scores, problem.log_mu, problem.log_nu, problem.epsilon, plan.log_u, plan.log_v
     )
+    return replace(plan, log_u=log_u, log_v=log_v, differentiable=True)
 
 
 class _Implicit(torch.autograd.Function):

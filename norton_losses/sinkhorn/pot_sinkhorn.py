@@ -1,4 +1,4 @@
-"""Python Optimal Transport behind our interface: batched explicit problems through ``ot.batch``."""
+"""Sinkhorn's iteration by Python Optimal Transport, for batches of explicit problems."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any, final
 
 import torch
 
-from norton_losses.sinkhorn.domains import even_if_empty
-from norton_losses.sinkhorn.plan import TransportPlan
-from norton_losses.sinkhorn.problem import PointCloudProblem, Problem
+from norton_losses._optional import require
+from norton_losses.sinkhorn.iteration import Scalings
+from norton_losses.sinkhorn.problem import AbstractProblem
 from norton_losses.sinkhorn.solver import AbstractSinkhorn, Support
 
 
@@ -41,48 +41,33 @@ class POTSinkhorn(AbstractSinkhorn):
         super().__post_init__()
         _import_ot_batch()
 
-    def supports(self, problem: Problem) -> Support:
+    def supports(self, problem: AbstractProblem) -> Support:
         return Support(
-            not isinstance(problem, PointCloudProblem),
+            problem.holds_scores,
             "ot.batch takes explicit scores, and a point cloud does not hold them; solve "
             "problem.explicit() if they fit into memory, or use TorchSinkhorn or KeOpsSinkhorn",
         )
 
-    def _solve(self, problem: Problem) -> TransportPlan:
+    def _solve(self, problem: AbstractProblem) -> Scalings:
         scores, log_mu, log_nu = problem.scores, problem.log_mu, problem.log_nu
-        no_row, no_column = log_mu == -torch.inf, log_nu == -torch.inf
-        # It answers an empty problem with NaN: give it mass to move, and drop the answer.
-        even_mu, even_nu, nothing = even_if_empty(log_mu, log_nu)
-        mu, nu = even_mu.exp(), even_nu.exp()
+        absent = (log_mu == -torch.inf)[..., :, None] | (log_nu == -torch.inf)[..., None, :]
         # POT starts absent columns at v = 0: their cells must score too low to count in that step.
         low = scores.amin((-2, -1), keepdim=True) - 200 * problem.epsilon
-        scores = torch.where(no_row[..., :, None] | no_column[..., None, :], low, scores)
+        scores = torch.where(absent, low, scores)
         result = _import_ot_batch().solve_batch(
             -scores.reshape(-1, *scores.shape[-2:]),
             reg=problem.epsilon,
-            a=mu.reshape(-1, mu.shape[-1]),
-            b=nu.reshape(-1, nu.shape[-1]),
+            a=log_mu.exp().reshape(-1, log_mu.shape[-1]),
+            b=log_nu.exp().reshape(-1, log_nu.shape[-1]),
             max_iter=self.iterations,
             tol=0.0,
             method="log_sinkhorn",
             grad="detach",
         )
         log_u, log_v = result.potentials
-        steps = torch.full_like(nothing[..., 0], self.iterations, dtype=torch.int64)
-        return TransportPlan(
-            problem,
-            log_u.reshape(log_mu.shape).masked_fill(no_row | nothing, -torch.inf),
-            log_v.reshape(log_nu.shape).masked_fill(no_column | nothing, -torch.inf),
-            steps,
-        )
+        return Scalings(log_u.reshape(log_mu.shape), log_v.reshape(log_nu.shape), self.iterations)
 
 
 def _import_ot_batch() -> Any:
-    try:
-        import ot.batch  # pyright: ignore[reportMissingTypeStubs]
-    except ImportError as error:
-        raise ImportError(
-            "POTSinkhorn needs Python Optimal Transport 0.9.7 or newer; install it with "
-            "pip install 'norton-losses[pot]', or use TorchSinkhorn, which needs nothing more"
-        ) from error
-    return ot.batch
+    package = "Python Optimal Transport 0.9.7"
+    return require("ot.batch", "POTSinkhorn", package, "pot", "TorchSinkhorn")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -11,17 +11,27 @@ import torch
 from norton_losses._checks import check_choice, check_count
 from norton_losses._numerics import full_precision
 from norton_losses._typing import PlanGradient
+from norton_losses.sinkhorn.iteration import Scalings
 from norton_losses.sinkhorn.plan import TransportPlan
-from norton_losses.sinkhorn.plan_gradient import implicit_scalings
-from norton_losses.sinkhorn.problem import PointCloudProblem, Problem
+from norton_losses.sinkhorn.plan_gradient import implicit_plan
+from norton_losses.sinkhorn.problem import AbstractProblem
 
 
 @dataclass(frozen=True)
 class Support:
-    """Whether a solver serves a problem; if not, why, and what to use instead."""
+    """Whether a solver serves a problem; if not, why, and what to use instead.
+
+    Attributes:
+        ok: it does.
+        reason: empty where it does.
+    """
 
     ok: bool
     reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.ok:
+            object.__setattr__(self, "reason", "")
 
 
 @dataclass(frozen=True)
@@ -48,14 +58,18 @@ class AbstractSinkhorn(ABC):
         check_choice("plan_gradient", self.plan_gradient, self.plan_gradients)
 
     @abstractmethod
-    def supports(self, problem: Problem) -> Support:
+    def supports(self, problem: AbstractProblem) -> Support:
         """Whether :meth:`solve` serves this problem."""
 
     @abstractmethod
-    def _solve(self, problem: Problem) -> TransportPlan:
-        """The plan of a supported problem; it carries gradient only if ``"unrolled"`` asks it."""
+    def _solve(self, problem: AbstractProblem) -> Scalings:
+        """Scalings of a supported problem, each of whose batch has rows and columns.
 
-    def solve(self, problem: Problem) -> TransportPlan:
+        Those of absent rows and columns may be anything. They carry gradient only if
+        ``"unrolled"`` asks for it.
+        """
+
+    def solve(self, problem: AbstractProblem) -> TransportPlan:
         """Transport plan of every problem in the batch, never in half precision.
 
         Raises:
@@ -63,23 +77,37 @@ class AbstractSinkhorn(ABC):
         """
         support = self.supports(problem)
         if support.ok and self.plan_gradient != "detached":
-            support = _has_plan_gradient(problem)
+            support = Support(
+                problem.holds_scores,
+                "the gradient of a plan needs all of it; solve problem.explicit(), or leave "
+                'plan_gradient at "detached"',
+            )
         if not support.ok:
             raise ValueError(f"{type(self).__name__} cannot solve this problem: {support.reason}")
         with full_precision(problem.log_mu):
             if self.plan_gradient == "unrolled":
-                return replace(self._solve(problem), problem=problem, differentiable=True)
+                return self._plan(problem, problem, differentiable=True)
             with torch.no_grad():
-                plan = replace(self._solve(problem.detach()), problem=problem)
-            if self.plan_gradient == "implicit" and not isinstance(problem, PointCloudProblem):
-                log_u, log_v = implicit_scalings(problem, plan.log_u, plan.log_v)
-                plan = replace(plan, log_u=log_u, log_v=log_v, differentiable=True)
-            return plan
+                plan = self._plan(problem, problem.detach())
+            return implicit_plan(plan) if self.plan_gradient == "implicit" else plan
 
-
-def _has_plan_gradient(problem: Problem) -> Support:
-    return Support(
-        not isinstance(problem, PointCloudProblem),
-        "the gradient of a plan needs all of it; solve problem.explicit(), or leave plan_gradient "
-        'at "detached"',
-    )
+    def _plan(
+        self, problem: AbstractProblem, solved: AbstractProblem, *, differentiable: bool = False
+    ) -> TransportPlan:
+        """The plan of a problem that is solved as ``solved``, whatever is absent or empty in it."""
+        log_mu, log_nu = solved.log_mu, solved.log_nu
+        no_row, no_column = log_mu == -torch.inf, log_nu == -torch.inf
+        # A problem without rows or columns would have nothing to sum but -inf: it gets even
+        # marginals, and its answer is dropped.
+        empty = (no_row.all(-1) | no_column.all(-1))[..., None]
+        even_mu, even_nu = (-log.new_full((), log.shape[-1]).log() for log in (log_mu, log_nu))
+        solved = solved.replace(
+            log_mu=torch.where(empty, even_mu, log_mu), log_nu=torch.where(empty, even_nu, log_nu)
+        )
+        log_u, log_v, steps = self._solve(solved)
+        log_u = log_u.masked_fill(no_row | empty, -torch.inf)
+        log_v = log_v.masked_fill(no_column | empty, -torch.inf)
+        if isinstance(steps, int):
+            steps = torch.full_like(no_row[..., 0], steps, dtype=torch.int64)
+        tolerance: float | None = getattr(self, "tolerance", None)
+        return TransportPlan(problem, log_u, log_v, steps, tolerance, differentiable)

@@ -1,4 +1,4 @@
-"""Our Triton kernel behind the interface: many small problems on CUDA in a single launch."""
+"""Sinkhorn's iteration by our Triton kernel: many small problems on CUDA in a single launch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, final
 
 import torch
 
-from norton_losses.sinkhorn.domains import SCALING_RANGE
-from norton_losses.sinkhorn.plan import TransportPlan
-from norton_losses.sinkhorn.problem import PointCloudProblem, Problem
+from norton_losses._optional import require
+from norton_losses.kernels import MAX_SIDE
+from norton_losses.sinkhorn.iteration import Scalings
+from norton_losses.sinkhorn.problem import AbstractProblem
+from norton_losses.sinkhorn.scaling_domain import SCALING_RANGE
 from norton_losses.sinkhorn.solver import AbstractSinkhorn, Support
-
-MAX_SIDE = 32  # rows and columns that fit into registers, the bucket's not counted
 
 
 @final
@@ -46,25 +46,14 @@ class TritonSinkhorn(AbstractSinkhorn):
         super().__post_init__()
         _import_kernel()
 
-    def supports(self, problem: Problem) -> Support:
-        elsewhere = "use TorchSinkhorn, which serves every problem"
-        if isinstance(problem, PointCloudProblem):
-            return Support(False, f"its problems have explicit scores, not points; {elsewhere}")
-        scores = problem.scores
-        if not scores.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-            return Support(False, f"it runs on CUDA and the scores are on {scores.device}; move "
-                           f"them with .cuda(), or {elsewhere}")  # fmt: skip
-        if scores.dtype != torch.float32:
-            return Support(False, f"it computes in float32 and the scores are {scores.dtype}; call "
-                           f"problem.to(torch.float32), or {elsewhere}")  # fmt: skip
-        longest = max(scores.shape[-2:]) - problem.has_bucket
-        if longest > MAX_SIDE:
-            return Support(False, f"it holds {MAX_SIDE} rows and columns, and a bucket, and the "
-                           f"scores have {longest}; {elsewhere}")  # fmt: skip
-        return Support(True)
+    def supports(self, problem: AbstractProblem) -> Support:
+        reason = _obstacle(problem)
+        return Support(not reason, f"{reason}use TorchSinkhorn, which serves every problem")
 
-    def _solve(self, problem: Problem) -> TransportPlan:
+    def _solve(self, problem: AbstractProblem) -> Scalings:
         *batch, n, m = problem.scores.shape
+        spread = problem.spread
+        small = spread is not None and spread / problem.epsilon <= SCALING_RANGE[torch.float32]
         log_u, log_v = _import_kernel().small_sinkhorn(
             problem.scores.reshape(-1, n, m),
             problem.log_mu.reshape(-1, n),
@@ -72,25 +61,31 @@ class TritonSinkhorn(AbstractSinkhorn):
             problem.epsilon,
             self.iterations,
             problem.has_bucket,
-            not _has_small_range(problem),
+            not small,
         )
-        steps = torch.full(batch, self.iterations, device=log_u.device)
-        return TransportPlan(problem, log_u.reshape(*batch, n), log_v.reshape(*batch, m), steps)
+        return Scalings(log_u.reshape(*batch, n), log_v.reshape(*batch, m), self.iterations)
 
 
-def _has_small_range(problem: Problem) -> bool:
-    if isinstance(problem, PointCloudProblem) or problem.score_range is None:
-        return False
-    lo, hi = problem.score_range
-    return (hi - lo) / problem.epsilon <= SCALING_RANGE[torch.float32]
+def _obstacle(problem: AbstractProblem) -> str:
+    """What keeps the kernel from a problem, and a first remedy; empty if nothing does."""
+    if not problem.holds_scores:
+        return "its problems have explicit scores, not points; solve problem.explicit(), or "
+    scores = problem.scores
+    if not scores.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"it runs on CUDA and the scores are on {scores.device}; move them with .cuda(), or "
+    if scores.dtype != torch.float32:
+        return (
+            f"it computes in float32 and the scores are {scores.dtype}; call "
+            "problem.to(torch.float32), or "
+        )
+    longest = max(scores.shape[-2:]) - problem.has_bucket
+    if longest > MAX_SIDE:
+        return (
+            f"it holds {MAX_SIDE} rows and columns, and a bucket, and the scores have {longest}; "
+        )
+    return ""
 
 
 def _import_kernel() -> Any:
-    try:
-        import norton_losses.kernels.small_sinkhorn_triton as kernel
-    except (ImportError, TypeError) as error:  # an older Triton does not know the kernel's options
-        raise ImportError(
-            "TritonSinkhorn needs Triton 3.2 or newer; install it with "
-            "pip install 'norton-losses[triton]', or use TorchSinkhorn, which needs nothing more"
-        ) from error
-    return kernel
+    kernel = "norton_losses.kernels.small_sinkhorn_triton"
+    return require(kernel, "TritonSinkhorn", "Triton 3.2", "triton", "TorchSinkhorn")

@@ -1,4 +1,4 @@
-"""From a name or a problem to the solver: the only place that knows the names."""
+"""Solvers by name, and the choice that ``"auto"`` makes for a problem."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import final
 
 import torch
 
+from norton_losses.kernels import MAX_SIDE
 from norton_losses.sinkhorn.geomloss_sinkhorn import GeomLossSinkhorn
+from norton_losses.sinkhorn.iteration import Scalings
 from norton_losses.sinkhorn.keops_sinkhorn import KeOpsSinkhorn
-from norton_losses.sinkhorn.plan import TransportPlan
 from norton_losses.sinkhorn.pot_sinkhorn import POTSinkhorn
-from norton_losses.sinkhorn.problem import PointCloudProblem, Problem
+from norton_losses.sinkhorn.problem import AbstractProblem
 from norton_losses.sinkhorn.solver import AbstractSinkhorn, Support
 from norton_losses.sinkhorn.torch_sinkhorn import TorchSinkhorn
-from norton_losses.sinkhorn.triton_sinkhorn import MAX_SIDE, TritonSinkhorn
+from norton_losses.sinkhorn.triton_sinkhorn import TritonSinkhorn
 
 _SMALL_BATCH = 16  # problems; one launch for fewer leaves most of a GPU idle
 
@@ -32,7 +33,7 @@ class Selection:
     reason: str
 
 
-def select(problem: Problem) -> Selection:
+def select(problem: AbstractProblem) -> Selection:
     """What ``"auto"`` chooses: Triton on CUDA for batches of small problems, else torch.
 
     It looks at device, dtype and shape alone: never at what is installed, and never at a number
@@ -47,7 +48,7 @@ def select(problem: Problem) -> Selection:
         >>> choice.solver.__name__, choice.reason
         ('TorchSinkhorn', 'the problem is on cpu, and Triton runs on CUDA')
     """
-    if isinstance(problem, PointCloudProblem):
+    if not problem.holds_scores:
         return Selection(TorchSinkhorn, "a point cloud is solved by row blocks, which torch does")
     scores = problem.scores
     if not scores.is_cuda:
@@ -85,13 +86,13 @@ class AutoSinkhorn(AbstractSinkhorn):
         tensor(True)
     """
 
-    def supports(self, problem: Problem) -> Support:
+    def supports(self, problem: AbstractProblem) -> Support:
         return self._choice(problem).supports(problem)
 
-    def _solve(self, problem: Problem) -> TransportPlan:
+    def _solve(self, problem: AbstractProblem) -> Scalings:
         return self._choice(problem)._solve(problem)
 
-    def _choice(self, problem: Problem) -> AbstractSinkhorn:
+    def _choice(self, problem: AbstractProblem) -> AbstractSinkhorn:
         return select(problem).solver(self.iterations)
 
 

@@ -1,0 +1,28 @@
+"""Optional packages: imported when needed, or refused with the name of the extra to install."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+def require(module: str, who: str, package: str, extra: str, instead: str = "") -> Any:
+    """Import a module of this package or another.
+
+    Args:
+        module: its full name.
+        who: the object that needs it, for the error.
+        package: the distribution and its oldest version, for the error.
+        extra: of this package, that installs it.
+        instead: what needs nothing more, for the error.
+
+    Raises:
+        ImportError: it is not there, or too old to be imported.
+    """
+    try:
+        importlib.import_module(module.partition(".")[0])
+        return importlib.import_module(module)
+    except (ImportError, TypeError) as error:  # an older Triton does not know the kernels' options
+        remedy = f"install it with pip install 'norton-losses[{extra}]'"
+        remedy += f", or use {instead}, which needs nothing more" if instead else ""
+        raise ImportError(f"{who} needs {package} or newer; {remedy}") from error

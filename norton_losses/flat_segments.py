@@ -1,0 +1,120 @@
+"""Segments of sequences of different lengths, one after another, and padded beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array: TypeAlias = Tensor | NDArray[Any]
+
+
+class FlatSegments(NamedTuple):
+    """Segments one after another, without padding: the arguments of :meth:`Segments.from_flat`.
+
+    Attributes:
+        tokens: (K, T, D), or (K, D) where each segment has one token.
+        counts: (B,), int64, how many segments belong to each sequence.
+        token_mask: (K, T), bool; None beside (K, D).
+    """
+
+    tokens: Tensor
+    counts: Tensor
+    token_mask: Tensor | None
+
+
+def pad_rows(rows: Tensor, mask: Tensor) -> Tensor:
+    """Rows (R, ...) in the order of the R places (G, L) that ``mask`` marks; zeros elsewhere."""
+    padded = rows.new_zeros(*mask.shape, *rows.shape[1:])
+    padded[mask] = rows
+    return padded
+
+
+def flatten_list(name: str, sequences: Sequence[Array | Sequence[Array]]) -> FlatSegments:
+    """The segments of all sequences one after another, tokens padded to the most of any segment."""
+    if isinstance(sequences, (str, bytes)) or not isinstance(sequences, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"{name} must be a list with one array of segments for each sequence, got "
+            f"{type(sequences).__name__}"
+        )
+    if not sequences:
+        raise ValueError(f"{name} must hold one sequence at least, got none")
+    rows: list[Tensor] = []  # tokens (R, D)
+    counts: list[int] = []  # segments of each sequence
+    lengths: list[int] = []  # tokens of each segment
+    single: bool | None = None
+    for number, sequence in enumerate(sequences):
+        where = f"{name}[{number}]"
+        if isinstance(sequence, (Tensor, np.ndarray)):
+            array = as_tensor(sequence)
+            if array.dim() not in (2, 3) or single not in (None, array.dim() == 2):
+                raise ValueError(
+                    f"{where} must have shape (n, D), or all of {name} (n, T, D), got "
+                    f"{tuple(array.shape)}"
+                )
+            single = array.dim() == 2
+            lengths += [1 if single else array.shape[1]] * len(array)
+            counts.append(len(array))
+            parts = [array.reshape(-1, array.shape[-1])]
+        else:
+            parts = [as_tensor(segment) for segment in sequence]
+            if single or any(part.dim() != 2 for part in parts):
+                raise ValueError(
+                    f"{where} must be a list of arrays (T, D), as all of {name}, got shapes "
+                    f"{[tuple(part.shape) for part in parts][:9]}"
+                )
+            single = False
+            lengths += [len(part) for part in parts]
+            counts.append(len(parts))
+        for part in parts:
+            if not part.is_floating_point():
+                raise TypeError(
+                    f"{where} must be a floating array, got {part.dtype}; embed token ids first, "
+                    "or call .float()"
+                )
+            if rows and part.shape[-1] != rows[0].shape[-1]:
+                raise ValueError(
+                    f"{name} must share their width D, got {rows[0].shape[-1]} in {name}[0] and "
+                    f"{part.shape[-1]} in {where}"
+                )
+            rows.append(part)
+    if not any(lengths):
+        raise ValueError(f"{name} must hold one segment at least, got none")
+    together, of_sequences = torch.cat(rows), torch.tensor(counts)
+    if single:
+        return FlatSegments(together, of_sequences, None)
+    of_segments = torch.tensor(lengths)
+    token_mask = torch.arange(max(lengths)) < of_segments[:, None]
+    token_mask = token_mask.to(together.device)
+    return FlatSegments(pad_rows(together, token_mask), of_sequences, token_mask)
+
+
+def read_counts(counts: Tensor | Sequence[int], total: int) -> Tensor:
+    found = torch.as_tensor(counts).detach().cpu()
+    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        raise TypeError(f"counts must be whole numbers, got {found.dtype}; call .long() on them")
+    if found.dim() != 1 or found.numel() == 0 or (found < 0).any() or found.sum() != total:
+        raise ValueError(
+            f"counts must have shape (B,), 0 or above, and the sum {total} of the segments given, "
+            f"got shape {tuple(found.shape)} of sum {int(found.sum())}"
+        )
+    return found.long()
+
+
+def check_divides(count: int, total: int) -> None:
+    if count < 1 or total % count:
+        raise ValueError(
+            f"a single count must divide the {total} segments given, got {count}; pass one count "
+            "for each sequence"
+        )
+
+
+def as_tensor(array: Array) -> Tensor:
+    """Copied only where torch could not share it: negative strides, read-only memory."""
+    if isinstance(array, Tensor):
+        return array
+    return torch.as_tensor(np.require(array, requirements=["C", "W"]))

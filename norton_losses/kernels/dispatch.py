@@ -1,0 +1,254 @@
+"""Ways to compute the soft maximum over tokens, objects in the slot of a token similarity."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, final
+
+import torch
+from torch import Tensor
+
+from norton_losses._checks import check_choice
+from norton_losses.kernels import soft_maximum as operator
+from norton_losses.kernels.soft_maximum_reference import best_tokens
+from norton_losses.segments import Segments
+
+SaveScores: TypeAlias = Literal["auto"] | bool
+
+MAX_SLOTS = 64
+"""The most frames of a clip and words of a caption that the Triton kernel holds."""
+
+SMALLEST_ROUNDED_ALPHA = 0.05
+"""Below it, products rounded to half precision would decide which word is best."""
+
+
+class AbstractSoftMaximum(ABC):
+    """How the best words of frames and the best frames of words are found, Eq. (5)."""
+
+    @abstractmethod
+    def __call__(
+        self, video: Segments, text: Segments, alpha: float, *, mean: bool
+    ) -> tuple[Tensor, Tensor]:
+        """By frame over words, and by word over frames: (Bv, Bt, N, M), 0 where absent.
+
+        Args:
+            video: tokens of unit norm (Bv, N, F, D), 0 where masked.
+            text: tokens of unit norm (Bt, M, W, D), 0 where masked.
+            alpha: temperature of the soft maximum; 0 is the hard maximum.
+            mean: divide the inner sum by its number of terms; not with the hard maximum.
+        """
+
+
+@final
+@dataclass(frozen=True)
+class ReferenceSoftMaximum(AbstractSoftMaximum):
+    """The definition: holds the products of all frames with all words, and has all derivatives.
+
+    Example:
+        >>> from norton_losses import SoftMaximumSimilarity
+        >>> from norton_losses.kernels import ReferenceSoftMaximum
+        >>> similarity = SoftMaximumSimilarity(implementation=ReferenceSoftMaximum())
+    """
+
+    def __call__(
+        self, video: Segments, text: Segments, alpha: float, *, mean: bool
+    ) -> tuple[Tensor, Tensor]:
+        return best_tokens(video, text, alpha, mean=mean)
+
+
+@final
+@dataclass(frozen=True)
+class ChunkedSoftMaximum(AbstractSoftMaximum):
+    """A tile of products at a time, in torch on any device; on a GPU it waits for the lengths.
+
+    It has a first derivative only, and no ``torch.func.grad``.
+
+    Args:
+        save_scores: keep the products of valid tokens for the backward pass, which then has one
+            matrix product less. ``"auto"`` keeps them where they fit in 256 MiB. True takes room
+            for padded ones as well, which the CPU fills only as far as needed.
+        operand_dtype: ``torch.bfloat16`` or ``torch.float16``: tokens are rounded to it for matrix
+            products, whose sums stay float32 on CUDA and are rounded on the CPU. Reductions are
+            never in half precision. None keeps the tokens' dtype.
+
+    Raises:
+        ValueError: an unknown choice; when called, ``operand_dtype`` with alpha below 0.05 on the
+            CPU.
+        RuntimeError: ``operand_dtype`` on CUDA with torch before 2.8.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses import SoftMaximumSimilarity
+        >>> from norton_losses.kernels import ChunkedSoftMaximum
+        >>> chunked = ChunkedSoftMaximum(operand_dtype=torch.bfloat16)
+        >>> similarity = SoftMaximumSimilarity(implementation=chunked)
+    """
+
+    save_scores: SaveScores = "auto"
+    operand_dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("save_scores", self.save_scores, ("auto", True, False))
+        _check_operand_dtype(self.operand_dtype)
+
+    def __call__(
+        self, video: Segments, text: Segments, alpha: float, *, mean: bool
+    ) -> tuple[Tensor, Tensor]:
+        _check_rounding(self.operand_dtype, video.tokens.device, alpha)
+        most_kept = self._most_kept(video.tokens, text.tokens)
+        return _fused(video, text, alpha, mean, "chunked", self.operand_dtype, most_kept)
+
+    def _most_kept(self, frames: Tensor, words: Tensor) -> int:
+        """How many products may be kept for the backward pass."""
+        differentiated = torch.is_grad_enabled() and (frames.requires_grad or words.requires_grad)
+        if not differentiated or not self.save_scores:
+            return 0
+        if self.save_scores == "auto":
+            return operator.KEPT_BYTES // frames.element_size()
+        return frames.shape[:3].numel() * words.shape[:3].numel()
+
+
+@final
+@dataclass(frozen=True)
+class TritonSoftMaximum(AbstractSoftMaximum):
+    """Fused kernels for CUDA: float32 tokens, at most 64 frames and words, products never kept.
+
+    They have a first derivative only, and no ``torch.func.grad``. Triton comes with torch's CUDA
+    builds (else ``pip install 'norton-losses[triton]'``).
+
+    Args:
+        operand_dtype: as in :class:`ChunkedSoftMaximum`.
+
+    Raises:
+        ImportError: Triton 3.2 or newer is not installed.
+        ValueError: when called, tokens that the kernels do not serve.
+
+    Example:
+        >>> from norton_losses import SoftMaximumSimilarity
+        >>> from norton_losses.kernels import TritonSoftMaximum
+        >>> similarity = SoftMaximumSimilarity(implementation=TritonSoftMaximum())
+    """
+
+    operand_dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        _check_operand_dtype(self.operand_dtype)
+        operator.import_triton()
+
+    def __call__(
+        self, video: Segments, text: Segments, alpha: float, *, mean: bool
+    ) -> tuple[Tensor, Tensor]:
+        _check_rounding(self.operand_dtype, video.tokens.device, alpha)
+        obstacle = _what_triton_lacks(video.tokens, text.tokens)
+        if obstacle:
+            raise ValueError(f"TritonSoftMaximum {obstacle}; use ChunkedSoftMaximum, or 'auto'")
+        return _fused(video, text, alpha, mean, "triton", self.operand_dtype, 0)
+
+
+@final
+@dataclass(frozen=True)
+class AutoSoftMaximum(AbstractSoftMaximum):
+    """Triton on CUDA where it serves the tokens, else chunked: what ``"auto"`` stands for.
+
+    It goes by device, dtype and shape, never by what is installed.
+
+    Args:
+        operand_dtype: as in :class:`ChunkedSoftMaximum`.
+
+    Example:
+        >>> from norton_losses import SoftMaximumSimilarity
+        >>> SoftMaximumSimilarity().implementation
+        AutoSoftMaximum(operand_dtype=None)
+    """
+
+    operand_dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        _check_operand_dtype(self.operand_dtype)
+
+    def __call__(
+        self, video: Segments, text: Segments, alpha: float, *, mean: bool
+    ) -> tuple[Tensor, Tensor]:
+        return self.choice(video, text)(video, text, alpha, mean=mean)
+
+    def choice(self, video: Segments, text: Segments) -> ChunkedSoftMaximum | TritonSoftMaximum:
+        """What serves these tokens."""
+        served = video.tokens.is_cuda and not _what_triton_lacks(video.tokens, text.tokens)
+        kind = TritonSoftMaximum if served else ChunkedSoftMaximum
+        return kind(operand_dtype=self.operand_dtype)
+
+
+IMPLEMENTATIONS: dict[str, type[AbstractSoftMaximum]] = {
+    "auto": AutoSoftMaximum,
+    "reference": ReferenceSoftMaximum,
+    "chunked": ChunkedSoftMaximum,
+    "triton": TritonSoftMaximum,
+}
+
+
+def resolve_implementation(given: str | AbstractSoftMaximum) -> AbstractSoftMaximum:
+    """The object itself, or the one of that name with its defaults; a name never falls back."""
+    if isinstance(given, AbstractSoftMaximum):
+        return given
+    check_choice("implementation", given, list(IMPLEMENTATIONS))
+    return IMPLEMENTATIONS[given]()
+
+
+def _fused(
+    video: Segments,
+    text: Segments,
+    alpha: float,
+    mean: bool,
+    implementation: str,
+    operand_dtype: torch.dtype | None,
+    most_kept: int,
+) -> tuple[Tensor, Tensor]:
+    by_frame, by_word, _ = operator.soft_maximum(
+        video.tokens.flatten(0, 1),
+        text.tokens.flatten(0, 1),
+        video.token_mask.flatten(0, 1),
+        text.token_mask.flatten(0, 1),
+        alpha,
+        mean,
+        implementation,
+        operand_dtype,
+        most_kept,
+    )
+    shape = *video.mask.shape, *text.mask.shape
+    return by_frame.view(shape).transpose(1, 2), by_word.view(shape).transpose(1, 2)
+
+
+def _check_operand_dtype(operand_dtype: torch.dtype | None) -> None:
+    check_choice("operand_dtype", operand_dtype, (None, torch.float16, torch.bfloat16))
+
+
+def _check_rounding(operand_dtype: torch.dtype | None, device: torch.device, alpha: float) -> None:
+    if operand_dtype is None:
+        return
+    if device.type == "cuda" and not hasattr(torch.ops.aten.mm, "dtype"):
+        raise RuntimeError(
+            f"operand_dtype={operand_dtype} on CUDA needs torch 2.8 or newer, whose products of "
+            f"half precision can stay float32, found {torch.__version__}; leave operand_dtype out"
+        )
+    if device.type == "cpu" and alpha < SMALLEST_ROUNDED_ALPHA:
+        raise ValueError(
+            f"operand_dtype={operand_dtype} needs an alpha of at least {SMALLEST_ROUNDED_ALPHA} on "
+            f"the CPU, which rounds its products, got {alpha or 'the hard maximum'}; leave "
+            "operand_dtype out"
+        )
+
+
+def _what_triton_lacks(frames: Tensor, words: Tensor) -> str | None:
+    """What keeps the Triton kernels from tokens (B, N, T, D), or None."""
+    if torch.version.hip is not None:
+        return "is written for NVIDIA GPUs, and this torch is built for ROCm"
+    if not frames.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"runs on CUDA, and the tokens are on {frames.device}"
+    if frames.dtype != torch.float32:
+        return f"computes in float32, and the tokens are {frames.dtype}"
+    longest = max(frames.shape[2], words.shape[2])
+    if longest > MAX_SLOTS:
+        return f"holds {MAX_SLOTS} frames and words, and the tokens have {longest}"
+    return None

@@ -1,0 +1,132 @@
+"""What the losses share: one way to be called, and one place where their inputs are read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import update_wrapper
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from norton_losses._checks import check_positive
+from norton_losses._numerics import full_precision
+from norton_losses.contrastive import Temperature
+from norton_losses.segments import Segments, check_paired, read_pair
+
+P = ParamSpec("P")
+
+
+class HasLoss(Protocol):
+    """What ``explain`` returns."""
+
+    @property
+    def loss(self) -> Tensor: ...
+
+
+Output = TypeVar("Output", bound=HasLoss)
+
+
+@dataclass(frozen=True, eq=False)
+class LossInputs:
+    """The arguments of one call, read."""
+
+    video: Segments
+    text: Segments
+    group_ids: Tensor | None = None
+    logit_scale: Tensor | float | None = None
+
+
+def loss_of(
+    explain: Callable[Concatenate[Any, P], HasLoss],
+) -> Callable[Concatenate[Any, P], Tensor]:
+    """The ``forward`` that goes with an ``explain``: the same arguments, the loss alone."""
+
+    def forward(self: Any, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+        return self.explain(*args, **kwargs).loss
+
+    forward.__doc__ = "The loss (), float32 or wider: ``explain(...).loss``, which see."
+    return update_wrapper(forward, explain, assigned=("__annotations__",))
+
+
+class AbstractLoss(nn.Module, ABC, Generic[Output]):
+    """A loss of videos and the paragraphs that came with them."""
+
+    def explain(
+        self,
+        video: Segments | Tensor,
+        text: Segments | Tensor,
+        *,
+        group_ids: Tensor | None = None,
+        logit_scale: Tensor | float | None = None,
+    ) -> Output:
+        """The loss and what it was made of.
+
+        Args:
+            video: :class:`~norton_losses.Segments`; or tokens (B, N, F, D), or (B, N, D), one token
+                a clip, that are all valid.
+            text: the same of paragraphs, (B, M, W, D) or (B, M, D); paragraph b came with video b.
+            group_ids: (B,), integer. Sequences of the same group are not each other's negatives.
+            logit_scale: () multiplies the logits of a loss that was built with
+                ``temperature=None``. It is already exponentiated: 1 / tau, not its logarithm.
+
+        Raises:
+            ValueError: shapes that do not fit each other; a ``logit_scale`` beside a temperature.
+            TypeError: tokens that are not floating, masks that are not bool.
+        """
+        inputs = self.read(video, text, group_ids, logit_scale)
+        self.check(inputs)
+        with full_precision(inputs.video.tokens):
+            return self.evaluate(inputs)
+
+    forward = loss_of(explain)
+
+    def read(self, video: Any, text: Any, group_ids: Any, logit_scale: Any) -> LossInputs:
+        video, text = read_pair(video, text)
+        check_paired(video, text)
+        return LossInputs(video, text, group_ids, logit_scale)
+
+    @abstractmethod
+    def check(self, inputs: LossInputs) -> None:
+        """Raise where the inputs do not fit this loss, before any work."""
+
+    @abstractmethod
+    def evaluate(self, inputs: LossInputs) -> Output:
+        """The loss and what it was made of, from checked inputs."""
+
+
+class AbstractContrastiveLoss(AbstractLoss[Output]):
+    """A loss with one softmax: at a temperature of its own, or at a scale from outside."""
+
+    def __init__(self, temperature: float | None, learnable: bool) -> None:
+        super().__init__()
+        self.temperature = (
+            None if temperature is None else Temperature(temperature, learnable=learnable)
+        )
+
+    def check_logit_scale(self, logit_scale: Tensor | float | None) -> None:
+        """Raise unless ``logit_scale`` is a single number and the only temperature."""
+        if logit_scale is None:
+            return
+        if self.temperature is not None:
+            raise ValueError(
+                "logit_scale replaces the temperature, and this loss has one of its own; build it "
+                f"with {type(self).__name__}(temperature=None), or leave logit_scale out"
+            )
+        if not isinstance(logit_scale, Tensor):
+            check_positive("logit_scale", logit_scale)
+        elif logit_scale.numel() != 1:
+            raise ValueError(
+                "logit_scale must be a single number, already exponentiated, got shape "
+                f"{tuple(logit_scale.shape)}; for CLIP models pass model.logit_scale.exp()"
+            )
+
+    def scale(self, inputs: LossInputs) -> Tensor:
+        """What scores are multiplied by (): 1 / tau, or the scale from outside, or 1."""
+        if self.temperature is not None:
+            return 1 / self.temperature()
+        scale = 1.0 if inputs.logit_scale is None else inputs.logit_scale
+        if isinstance(scale, Tensor):
+            return scale.reshape(())
+        return inputs.video.tokens.new_full((), scale)

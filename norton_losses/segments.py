@@ -1,0 +1,380 @@
+"""One modality of a batch: the clips of videos, or the captions of paragraphs.
+
+A video is a sequence of clips, and a clip holds frames; a paragraph is a sequence of captions, and
+a caption holds words. To the code both are sequences of segments of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree  # no public module has it
+
+from norton_losses._checks import check_device, check_floating, check_mask, check_shape
+from norton_losses._numerics import masked_mean, up_cast, working_dtype
+from norton_losses.flat_segments import (
+    Array,
+    FlatSegments,
+    check_divides,
+    flatten_list,
+    pad_rows,
+    read_counts,
+)
+
+
+@final
+class Segments:
+    """Tokens of N segments in each of B sequences: what a loss takes, one for each modality.
+
+    What is masked has no effect, whatever it holds. ``len(segments)`` is B, ``segments[index]``
+    takes some of the sequences, and ``to`` and ``pin_memory`` are those of a tensor, so that data
+    loaders and trainers move it as they move tensors.
+
+    Args:
+        tokens: (B, N, T, D), floating, any norm; or (B, N, D), one token a segment.
+        token_mask: (B, N, T), bool, True where valid; None means all. Not with 3-d tokens.
+        mask: (B, N), bool, True where valid; None means all. A segment without a valid token is
+            absent all the same.
+        embeddings: (B, N, D'), floating, one vector a segment; None means the mean of its valid
+            tokens.
+
+    Attributes:
+        tokens: (B, N, T, D), with T = 1 where the tokens given were 3-d.
+        token_mask: (B, N, T), bool, False in absent segments.
+        mask: (B, N), bool, the segments that take part.
+        embeddings: (B, N, D').
+
+    Raises:
+        ValueError: shapes or devices that do not fit each other; the text names the remedy.
+        TypeError: tokens that are not floating, masks that are not bool.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses import Segments
+        >>> frame_mask = torch.ones(2, 8, 4, dtype=torch.bool)
+        >>> frame_mask[1, 5:] = False                       # the second video has five clips
+        >>> Segments(torch.randn(2, 8, 4, 16), frame_mask).mask.sum(-1)
+        tensor([8, 5])
+    """
+
+    tokens: Tensor
+    token_mask: Tensor
+    mask: Tensor
+    _embeddings: Tensor | None
+    _single: bool  # the tokens given were 3-d
+
+    def __init__(
+        self,
+        tokens: Tensor,
+        token_mask: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        embeddings: Tensor | None = None,
+    ) -> None:
+        check_tokens("tokens", tokens)
+        if token_mask is not None:
+            if tokens.dim() == 3:
+                raise ValueError(
+                    "token_mask describes tokens (B, N, T, D), got tokens of shape "
+                    f"{tuple(tokens.shape)}, one for each segment; pass mask instead or, if these "
+                    "are flat segments (K, T, D), Segments.from_flat(tokens, counts, token_mask)"
+                )
+            check_mask("token_mask", token_mask, tokens.shape[:3], tokens)
+        if mask is not None:
+            check_mask("mask", mask, tokens.shape[:2], tokens)
+        if embeddings is not None:
+            check_floating("embeddings", embeddings, "(B, N, D)")
+            check_shape("embeddings", embeddings, (*tokens.shape[:2], embeddings.shape[-1]))
+            check_device("embeddings", embeddings, tokens)
+        self._complete(tokens, token_mask, mask, embeddings)
+
+    @classmethod
+    def from_flat(
+        cls,
+        tokens: Tensor,
+        counts: int | Tensor | Sequence[int],
+        token_mask: Tensor | None = None,
+        *,
+        embeddings: Tensor | None = None,
+    ) -> Segments:
+        """Group flat segments, as datasets and encoders give them, into sequences.
+
+        Args:
+            tokens: (K, T, D), floating, the segments of the first sequence, then those of the
+                second, and so on; or (K, D), one token a segment. Gradients flow.
+            counts: (B,), integer, how many segments belong to each sequence, K in all; or one
+                number, the same for all.
+            token_mask: (K, T), bool, True where valid; None means all. Not with (K, D).
+            embeddings: (K, D'), floating; None means the mean of the valid tokens.
+
+        Raises:
+            ValueError: counts of another sum than K, shapes that do not fit.
+            TypeError: tokens that are not floating, counts that are not whole numbers.
+
+        Example:
+            >>> import torch
+            >>> from norton_losses import Segments
+            >>> Segments.from_flat(torch.randn(7, 4, 16), counts=[5, 2]).mask.sum(-1)
+            tensor([5, 2])
+        """
+        flat = isinstance(tokens, Tensor) and tokens.dim() == 2  # pyright: ignore[reportUnnecessaryIsInstance]
+        check_floating("tokens", tokens, "(K, D)" if flat else "(K, T, D)")
+        if token_mask is not None:
+            check_mask("token_mask", token_mask, tokens.shape[: 1 if flat else 2], tokens)
+        if embeddings is not None:
+            check_floating("embeddings", embeddings, "(K, D)")
+            check_shape("embeddings", embeddings, (tokens.shape[0], embeddings.shape[-1]))
+            check_device("embeddings", embeddings, tokens)
+        if flat and token_mask is not None:
+            raise ValueError(
+                f"token_mask describes tokens (K, T, D), got tokens of shape {tuple(tokens.shape)},"
+                " one for each segment; leave it out"
+            )
+        mask = None
+        if isinstance(counts, int):
+            check_divides(counts, tokens.shape[0])
+        else:
+            lengths = read_counts(counts, tokens.shape[0])
+            mask = (torch.arange(int(lengths.max())) < lengths[:, None]).to(tokens.device)
+
+        def grouped(rows: Tensor) -> Tensor:
+            if mask is not None:
+                return pad_rows(rows, mask)
+            return rows.view(-1, counts, *rows.shape[1:])  # pyright: ignore
+
+        made = cls.__new__(cls)
+        made._complete(
+            grouped(tokens),
+            None if token_mask is None else grouped(token_mask),
+            mask,
+            None if embeddings is None else grouped(embeddings),
+        )
+        return made
+
+    @classmethod
+    def from_list(
+        cls,
+        sequences: Sequence[Array | Sequence[Array]],
+        *,
+        embeddings: Sequence[Array] | None = None,
+    ) -> Segments:
+        """Pad sequences of different lengths, as a collate function does.
+
+        Args:
+            sequences: for each sequence an array of torch or numpy, (n, T, D), or (n, D) with one
+                token a segment; or a list of n arrays (T, D), each with a T of its own.
+            embeddings: for each sequence an array (n, D'); None means the mean of the tokens.
+
+        Raises:
+            ValueError: no sequence, or shapes that do not fit each other; the text says which.
+            TypeError: what is neither array nor list, arrays that are not floating.
+
+        Example:
+            >>> import torch
+            >>> from norton_losses import Segments
+            >>> videos = [torch.randn(3, 4, 16), [torch.randn(frames, 16) for frames in (2, 6)]]
+            >>> Segments.from_list(videos).token_mask.sum(-1)
+            tensor([[4, 4, 4],
+                    [2, 6, 0]])
+        """
+        flat = flatten_list("sequences", sequences)
+        if embeddings is None:
+            return cls.from_flat(*flat)
+        vectors = flatten_list("embeddings", embeddings)
+        if not torch.equal(vectors.counts, flat.counts):
+            raise ValueError(
+                f"embeddings must have a row for each segment, {[*flat.counts]} of them, got "
+                f"{[*vectors.counts]}"
+            )
+        return cls.from_flat(*flat, embeddings=vectors.tokens)
+
+    def flat(self) -> FlatSegments:
+        """The valid segments one after another: the inverse of :meth:`from_flat`.
+
+        Their embeddings are ``segments.embeddings[segments.mask]``. The host waits for the GPU.
+
+        Example:
+            >>> import torch
+            >>> from norton_losses import Segments
+            >>> segments = Segments.from_flat(torch.randn(7, 4, 16), counts=[5, 2])
+            >>> tokens, counts, token_mask = segments.flat()
+            >>> tokens.shape, counts
+            (torch.Size([7, 4, 16]), tensor([5, 2]))
+        """
+        tokens, counts = self.tokens[self.mask], self.mask.sum(-1)
+        if self._single:
+            return FlatSegments(tokens[:, 0], counts, None)
+        return FlatSegments(tokens, counts, self.token_mask[self.mask])
+
+    @property
+    def embeddings(self) -> Tensor:
+        if self._embeddings is not None:
+            return self._embeddings
+        tokens = up_cast(self.tokens, working_dtype(self.tokens))
+        if tokens.shape[2] == 1:
+            return tokens[:, :, 0]
+        return masked_mean(tokens, self.token_mask[..., None], dim=2)
+
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether the embeddings were given, and are no mean over tokens."""
+        return self._embeddings is not None
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def __getitem__(self, index: Any) -> Segments:
+        """Some of the sequences, by any index of one dimension; a number gives a batch of one."""
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"there are {len(self)} sequences, got index {index}")
+            index = slice(index, index + 1 or None)
+        return self._map(lambda tensor: tensor[index])
+
+    def to(self, *args: Any, **kwargs: Any) -> Segments:
+        """Moved as :meth:`torch.Tensor.to` does; a dtype is that of tokens and embeddings."""
+        device = self.tokens.new_empty(0).to(*args, **kwargs).device
+        non_blocking = kwargs.get("non_blocking", False)
+
+        def moved(tensor: Tensor) -> Tensor:
+            if tensor.is_floating_point():
+                return tensor.to(*args, **kwargs)
+            return tensor.to(device, non_blocking=non_blocking)
+
+        return self._map(moved)
+
+    def pin_memory(self, *args: Any) -> Segments:
+        """In page-locked memory, as :meth:`torch.Tensor.pin_memory` does."""
+        return self._map(lambda tensor: tensor.pin_memory(*args))
+
+    @property
+    def working_dtype(self) -> torch.dtype:
+        """Of tokens and embeddings together, float32 at least."""
+        return working_dtype(self.tokens, self._embeddings)
+
+    def working(self, dtype: torch.dtype) -> Segments:
+        """In the working precision, embeddings made: the form that the stages of a loss take."""
+        embeddings = up_cast(self.embeddings, dtype)
+        return assemble(up_cast(self.tokens, dtype), self.token_mask, self.mask, embeddings)
+
+    def __repr__(self) -> str:
+        b, n, t, d = self.tokens.shape
+        dtype, device = self.tokens.dtype, self.tokens.device
+        return f"Segments(B={b}, N={n}, T={t}, D={d}, dtype={dtype}, device={str(device)!r})"
+
+    def _complete(
+        self,
+        tokens: Tensor,
+        token_mask: Tensor | None,
+        mask: Tensor | None,
+        embeddings: Tensor | None,
+    ) -> None:
+        """Fill in what was left out; the arguments are checked."""
+        self._single = tokens.dim() == 3
+        self.tokens = tokens[:, :, None] if self._single else tokens
+        if token_mask is None:
+            token_mask = tokens.new_ones(self.tokens.shape[:3], dtype=torch.bool)
+        self.token_mask = token_mask if mask is None else token_mask & mask[..., None]
+        self.mask = self.token_mask.any(-1)
+        self._embeddings = embeddings
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Segments:
+        embeddings = None if self._embeddings is None else function(self._embeddings)
+        token_mask, mask = function(self.token_mask), function(self.mask)
+        return assemble(function(self.tokens), token_mask, mask, embeddings, single=self._single)
+
+
+def assemble(
+    tokens: Tensor,
+    token_mask: Tensor,
+    mask: Tensor,
+    embeddings: Tensor | None,
+    *,
+    single: bool = False,
+) -> Segments:
+    """Segments of tensors that are known to fit each other, unchecked."""
+    made = Segments.__new__(Segments)
+    made.tokens, made.token_mask, made.mask = tokens, token_mask, mask
+    made._embeddings, made._single = embeddings, single  # pyright: ignore[reportPrivateUsage]
+    return made
+
+
+def read_pair(video: Segments | Tensor, text: Segments | Tensor) -> tuple[Segments, Segments]:
+    """Both sides of a loss, checked against each other, in one working precision."""
+    video, text = _read("video", video), _read("text", text)
+    check_device("text", text.tokens, video.tokens)
+    _check_widths("width D", video.tokens, text.tokens)
+    dtype = torch.promote_types(video.working_dtype, text.working_dtype)
+    video, text = video.working(dtype), text.working(dtype)
+    _check_widths("width of embeddings", video.embeddings, text.embeddings)
+    return video, text
+
+
+def check_paired(video: Segments, text: Segments) -> None:
+    """Training contrasts video b with paragraph b, so there must be as many of each."""
+    if len(video) != len(text):
+        raise ValueError(
+            f"video and text must hold as many sequences, got B = {len(video)} and {len(text)}; to "
+            "rank candidates against each other use .score(...), which allows it"
+        )
+
+
+def check_tokens(name: str, tokens: object) -> None:
+    """Floating tokens (B, N, T, D) or (B, N, D); the errors know what is often passed instead."""
+    if not isinstance(tokens, Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor (B, N, T, D) or (B, N, D), got {type(tokens).__name__};"
+            " pad a list of sequences by Segments.from_list(sequences)"
+        )
+    if tokens.dim() == 2:
+        raise ValueError(
+            f"{name} must have shape (B, N, T, D) or (B, N, D), got {tuple(tokens.shape)}; group "
+            "flat segments (K, D) into sequences by Segments.from_flat(tokens, counts)"
+        )
+    if not tokens.is_floating_point():
+        raise TypeError(
+            f"{name} must be a floating tensor, got {tokens.dtype}; if these are token ids, embed "
+            "them first, else call .float()"
+        )
+    check_floating(name, tokens, "(B, N, D)" if tokens.dim() == 3 else "(B, N, T, D)")
+
+
+def _read(name: str, given: Segments | Tensor) -> Segments:
+    if isinstance(given, Segments):
+        return given
+    check_tokens(name, given)
+    made = Segments.__new__(Segments)
+    made._complete(given, None, None, None)  # pyright: ignore[reportPrivateUsage]
+    return made
+
+
+def _check_widths(what: str, video: Tensor, text: Tensor) -> None:
+    if video.shape[-1] != text.shape[-1]:
+        raise ValueError(
+            f"video and text must share their {what}, got {video.shape[-1]} and {text.shape[-1]}; "
+            "project one of them first (ready similarities (B, B, N, M) go to "
+            "norton_losses.functional.video_paragraph_loss)"
+        )
+
+
+def _flatten(segments: Segments) -> tuple[list[Any], bool]:
+    made = segments.tokens, segments.token_mask, segments.mask, segments._embeddings  # pyright: ignore[reportPrivateUsage]
+    return [*made], segments._single  # pyright: ignore[reportPrivateUsage]
+
+
+def _flatten_with_names(segments: Segments) -> tuple[list[Any], bool]:
+    tensors, single = _flatten(segments)
+    names = (pytree.GetAttrKey(n) for n in ("tokens", "token_mask", "mask", "embeddings"))
+    return [*zip(names, tensors, strict=True)], single
+
+
+pytree.register_pytree_node(
+    Segments,
+    _flatten,
+    lambda tensors, single: assemble(*tensors, single=single),
+    serialized_type_name="norton_losses.Segments",
+    flatten_with_keys_fn=_flatten_with_names,
+)

@@ -1,0 +1,152 @@
+"""What a measure is: it scores every video with every paragraph, from their similarities."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar, cast, final
+
+from torch import Tensor, nn
+
+from norton_losses.similarity_block import SimilarityBlock
+from norton_losses.sinkhorn import TransportPlan
+
+MeasureFunction: TypeAlias = "Callable[[Tensor, Tensor, Tensor], Tensor | MeasureOutput]"
+Measure = TypeVar("Measure", bound="AbstractSequenceMeasure")
+
+
+@final
+class MeasureOutput:
+    """The scores of a measure, and what explains them.
+
+    Args:
+        score: (Bv, Bt), with the gradient of the similarity, a mean per match; 0 where the video or
+            the paragraph is absent.
+        plan: of every video with every paragraph; rows are clips, columns captions.
+        alignment: (Bv, Bt, N, M), how often the path of a pair matches clip and caption; or a
+            function that finds it, called when :attr:`alignment` is first read.
+        bucket_value: p () of the prompt bucket.
+    """
+
+    def __init__(
+        self,
+        score: Tensor,
+        plan: TransportPlan | None = None,
+        alignment: Tensor | Callable[[], Tensor] | None = None,
+        bucket_value: Tensor | None = None,
+    ) -> None:
+        self.score, self.plan, self.bucket_value = score, plan, bucket_value
+        self._alignment = alignment
+
+    @property
+    def alignment(self) -> Tensor | None:
+        """The path, or None."""
+        if callable(self._alignment) and not isinstance(self._alignment, Tensor):
+            self._alignment = self._alignment()
+        return self._alignment
+
+
+class AbstractSequenceMeasure(nn.Module, ABC):
+    """How well each video matches each paragraph: a mean per match.
+
+    A subclass says so in :meth:`evaluate`, for any masks that the block may have.
+    """
+
+    @abstractmethod
+    def evaluate(self, block: SimilarityBlock) -> MeasureOutput:
+        """Scores (Bv, Bt) of a block, and what explains them."""
+
+    def for_retrieval(self: Measure, bucket_value: float | None = None) -> Measure:
+        """The same measure without statistics of the batch: a pair is judged by itself.
+
+        Args:
+            bucket_value: a fixed value for the prompt bucket of a transport; None means no bucket.
+
+        Raises:
+            ValueError: a value for a measure that has no bucket.
+        """
+        if bucket_value is not None:
+            raise ValueError(
+                "bucket_value is for a TransportMeasure, and here is a "
+                f"{type(self).__name__}; leave it out"
+            )
+        return self
+
+    def forward(
+        self,
+        similarity: Tensor,
+        clip_mask: Tensor | None = None,
+        caption_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Score (Bv, Bt) of every video with every paragraph; 0 where either is absent.
+
+        Of alignments 0 is the best score there is, so mask absent pairs before you rank; the
+        losses' ``score`` does.
+
+        Args:
+            similarity: (Bv, Bt, N, M), floating; clips and captions in their order in time.
+            clip_mask: (Bv, N), bool, True where valid; None means all. (Bv, Bt, N) where it differs
+                from paragraph to paragraph.
+            caption_mask: (Bt, M), bool, True where valid; None means all. Or (Bv, Bt, M).
+
+        Raises:
+            ValueError: a wrong rank, masks of another shape.
+            TypeError: a similarity that is not floating, masks that are not bool.
+        """
+        return self.evaluate(SimilarityBlock(similarity, clip_mask, caption_mask)).score
+
+    def explain(
+        self,
+        similarity: Tensor,
+        clip_mask: Tensor | None = None,
+        caption_mask: Tensor | None = None,
+    ) -> MeasureOutput:
+        """As :meth:`forward`, with what explains the score: a plan or a path."""
+        return self.evaluate(SimilarityBlock(similarity, clip_mask, caption_mask))
+
+
+@final
+class FunctionMeasure(AbstractSequenceMeasure):
+    """A measure of one's own: any function of similarities and masks.
+
+    Args:
+        function: from similarity (Bv, Bt, N, M), clip mask (Bv, N) and caption mask (Bt, M) to
+            (Bv, Bt), or to a :class:`MeasureOutput`. Masks are (Bv, Bt, N) and (Bv, Bt, M) inside
+            :class:`~norton_losses.BackgroundFiltered`.
+    """
+
+    def __init__(self, function: MeasureFunction) -> None:
+        super().__init__()
+        self.function = function
+
+    def evaluate(self, block: SimilarityBlock) -> MeasureOutput:
+        found = self.function(block.values, block.clip_mask, block.caption_mask)
+        output = found if isinstance(found, MeasureOutput) else MeasureOutput(found)
+        if not isinstance(output.score, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"a measure must give a torch.Tensor, got {type(output.score).__name__}"
+            )
+        shape = block.values.shape[:2]
+        if output.score.shape != shape:
+            raise ValueError(
+                f"a measure must give a score for each video with each paragraph, here "
+                f"{tuple(shape)}, got shape {tuple(output.score.shape)}"
+            )
+        return output
+
+
+def as_measure(given: Any) -> AbstractSequenceMeasure:
+    """A measure as it is, a function of similarity and masks wrapped.
+
+    Raises:
+        TypeError: what cannot be called so.
+    """
+    if isinstance(given, AbstractSequenceMeasure):
+        return given
+    if callable(given) and not isinstance(given, type):
+        return FunctionMeasure(cast(MeasureFunction, given))
+    shown = given.__name__ if isinstance(given, type) else repr(given)
+    raise TypeError(
+        f"measure must be called with (similarity, clip_mask, caption_mask), got {shown}; pass an "
+        "object such as DynamicTimeWarping()"
+    )

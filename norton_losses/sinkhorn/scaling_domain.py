@@ -1,0 +1,214 @@
+"""Sinkhorn's iteration on plain numbers, with the batch last and in chunks that fit the cache.
+
+:class:`ScalingSteps` multiplies and is fast, within a range of scores; :class:`StabilizedSteps`
+does so for any range. Every problem gets the answer of :mod:`.log_domain`, to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import TypeAlias, final
+
+import torch
+from torch import Tensor
+
+from norton_losses.sinkhorn.iteration import AbstractSteps, Scalings, State, iterate
+from norton_losses.sinkhorn.log_domain import LogSteps, log_start
+
+# The range of scores over epsilon up to which ScalingSteps keeps every number, and every product of
+# two, inside the dtype: that ends at e^88 and e^709, and small masses need some of it.
+SCALING_RANGE = {torch.float32: 60.0, torch.float64: 500.0}
+# The size of a scaling's logarithm at which StabilizedSteps takes it into the kernel: what the
+# kernel lost to underflow weighs nothing until then.
+_ABSORB_BEYOND = {torch.float32: 20.0, torch.float64: 200.0}
+# How much kernel the CPU works on at a time, in bytes, so that it stays in the cache for all steps.
+# The compiled step needs no scratch space, and each call of it costs more.
+_CHUNK, _COMPILED_CHUNK = 1 << 21, 1 << 23
+
+Step: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class _PlainSteps(AbstractSteps):
+    """Problems (B, n, m) as plain numbers: mu (n, B) and nu (m, B), batch last.
+
+    Small problems fill the machine's vectors that way. Marginals are shares of the mass, so that
+    none leaves the dtype, however small it was; log_u lacks the mass again at the end.
+    """
+
+    def __init__(self, log_kernel: Tensor, log_mu: Tensor, log_nu: Tensor) -> None:
+        self.log_mass = log_nu.logsumexp(-1, keepdim=True)  # (B, 1)
+        self.logs = LogSteps(log_kernel, log_mu - self.log_mass, log_nu - self.log_mass)
+        self.log_mu, self.log_nu = self.logs.log_mu, self.logs.log_nu
+        # Contiguous, as the kernel is: what is computed from them follows their strides.
+        self.mu, self.nu = (log.exp().T.contiguous() for log in (self.log_mu, self.log_nu))
+        self.no_row, self.no_column = (log.T.isneginf() for log in (self.log_mu, self.log_nu))
+        self.absent: Tensor | None = None  # (B, n, m), or None where nothing is seen to be absent
+        if not log_kernel.is_cpu or self.no_row.any() or self.no_column.any():
+            self.absent = self.no_row.T[:, :, None] | self.no_column.T[:, None, :]
+
+    def kernel(self, log_u: Tensor, log_v: Tensor | None = None) -> Tensor:
+        """The kernel with logarithms taken in; 1 in absent cells, so that no sum of them is 0."""
+        scaled = self.logs.log_kernel + log_u[:, :, None]
+        if log_v is not None:
+            scaled.add_(log_v[:, None, :])
+        return (scaled if self.absent is None else scaled.masked_fill_(self.absent, 0)).exp_()
+
+    def ones(self) -> State:
+        """U and v of 1, and v of 0 at absent columns. (That u is 0 follows from mu.)"""
+        return torch.ones_like(self.mu), (~self.no_column).to(self.nu.dtype).contiguous()
+
+    def log_scalings(self, state: State) -> tuple[Tensor, Tensor]:
+        """Log u (B, n) and log v (B, m) of a state."""
+        raise NotImplementedError
+
+
+@final
+class ScalingSteps(_PlainSteps):
+    """Steps on u and v, with K = exp(S / epsilon) over its largest entry.
+
+    Right where the scores of present cells range over no more than :data:`SCALING_RANGE` epsilons.
+    States are u (n, B) and v (m, B).
+
+    Args:
+        log_kernel: S / epsilon (B, n, m).
+        log_mu: (B, n), -inf at absent rows.
+        log_nu: (B, m), -inf at absent columns.
+        compiled: fuse product and sum, which takes some seconds the first time.
+    """
+
+    def __init__(
+        self, log_kernel: Tensor, log_mu: Tensor, log_nu: Tensor, *, compiled: bool = False
+    ) -> None:
+        super().__init__(log_kernel, log_mu, log_nu)
+        present = log_kernel
+        if self.absent is not None:
+            present = present.masked_fill(self.absent, -torch.inf)
+        self.offset = -present.amax((-2, -1))[:, None]  # (B, 1)
+        kernel = self.kernel(self.offset.expand_as(log_mu))
+        self.step = _step_of(kernel, self.mu, self.nu, compiled)
+
+    def start(self) -> State:
+        return self.ones()
+
+    def __call__(self, state: State) -> State:
+        return self.step(state[1])
+
+    def row_error(self, before: State, after: State) -> Tensor:
+        ratio = torch.where(self.no_row, 1, before[0] / after[0])
+        return (self.mu * (ratio - 1).abs()).sum(0) * self.log_mass[:, 0].exp()
+
+    def log_scalings(self, state: State) -> tuple[Tensor, Tensor]:
+        return state[0].T.log() + self.offset, state[1].T.log()
+
+
+@final
+class StabilizedSteps(_PlainSteps):
+    """Steps on u and v beside a kernel that has absorbed their logarithms so far.
+
+    The first step, and every step whose scalings leave the safe range, is taken on logarithms.
+    Looking at them makes the host wait for the GPU. States are u (n, B), v (m, B) and the absorbed
+    logarithms of both. Arguments as those of :class:`ScalingSteps`.
+
+    Source: Schmitzer, Stabilized Sparse Scaling Algorithms for Entropy Regularized Transport
+    Problems, 2019.
+    """
+
+    step: Step | None = None
+
+    def start(self) -> State:
+        return *self.ones(), torch.zeros_like(self.mu), log_start(self.log_nu).T
+
+    def __call__(self, state: State) -> State:
+        if self.step is not None:
+            u, v = self.step(state[1])
+            if self._safe(u, v):
+                return u, v, *state[2:]
+        log_u, log_v = self.logs(self.log_scalings(state))
+        self.step = _step_of(self.kernel(log_u, log_v), self.mu, self.nu)
+        return *self.ones(), log_u.T, log_v.T
+
+    def row_error(self, before: State, after: State) -> Tensor:
+        logs = (self.log_scalings(state) for state in (before, after))
+        return super().row_error(*logs)[:, 0] * self.log_mass[:, 0].exp()
+
+    def log_scalings(self, state: State) -> tuple[Tensor, Tensor]:
+        u, v, log_u, log_v = state
+        return (log_u + u.log()).T, (log_v + v.log()).T
+
+    def _safe(self, u: Tensor, v: Tensor) -> bool:
+        """Whether all scalings of present rows and columns are within the bounds of absorbing."""
+        bound = math.exp(_ABSORB_BEYOND[u.dtype])
+        if self.absent is not None:
+            u, v = u.masked_fill(self.no_row, 1), v.masked_fill(self.no_column, 1)
+        lo, hi = torch.cat([u, v]).aminmax()
+        return bool((lo >= 1 / bound) & (hi <= bound))
+
+
+def solve_by_chunks(
+    make: Callable[[Tensor, Tensor, Tensor], ScalingSteps | StabilizedSteps],
+    log_kernel: Tensor,
+    log_mu: Tensor,
+    log_nu: Tensor,
+    iterations: int,
+    tolerance: float | None = None,
+    *,
+    compiled: bool = False,
+) -> Scalings:
+    """Solve problems (..., n, m) in chunks: on the CPU as many as fit its cache, else all."""
+    *batch, n, m = log_kernel.shape
+    log_kernel = log_kernel.reshape(-1, n, m)
+    log_mu, log_nu = log_mu.reshape(-1, n), log_nu.reshape(-1, m)
+    count = len(log_kernel)
+    if log_kernel.is_cpu:
+        size = _COMPILED_CHUNK if compiled else _CHUNK
+        count = max(1, size // (n * m * log_kernel.element_size()))
+    parts: list[tuple[Tensor, Tensor]] = []
+    taken: list[Tensor] = []
+    for k in range(0, len(log_kernel), count):
+        step = make(log_kernel[k : k + count], log_mu[k : k + count], log_nu[k : k + count])
+        state, steps = iterate(step, step.start(), iterations, tolerance)
+        log_u, log_v = step.log_scalings(state)
+        parts.append((log_u + step.log_mass, log_v))
+        taken += [] if isinstance(steps, int) else [steps]
+    log_u, log_v = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+    steps = torch.cat(taken).reshape(batch) if taken else iterations
+    return Scalings(log_u.reshape(*batch, n), log_v.reshape(*batch, m), steps)
+
+
+def _step_of(kernel: Tensor, mu: Tensor, nu: Tensor, compiled: bool = False) -> Step:
+    """From v (m, B) to u = mu / (K v) (n, B) and v = nu / (K' u) (m, B), for kernels (B, n, m)."""
+    if len(kernel) == 1 and not compiled:
+        single = kernel[0]
+
+        def one(v: Tensor) -> tuple[Tensor, Tensor]:
+            u = mu / torch.mv(single, v[:, 0])[:, None]
+            return u, nu / torch.mv(single.T, u[:, 0])[:, None]
+
+        return one
+    by_column = kernel.permute(1, 2, 0).contiguous()  # (n, m, B)
+    if compiled:
+        fused = _compiled_step()
+        return lambda v: fused(by_column, mu, nu, v)
+    # Eagerly the product is written out: into the same memory each time, and summed over the first
+    # dimension, along the batch.
+    by_row = by_column.transpose(0, 1).contiguous()  # (m, n, B)
+    row_scratch = torch.empty_like(by_row)
+    column_scratch = row_scratch.view(by_column.shape)
+
+    def many(v: Tensor) -> tuple[Tensor, Tensor]:
+        u = mu / torch.mul(by_row, v[:, None], out=row_scratch).sum(0)
+        return u, nu / torch.mul(by_column, u[:, None], out=column_scratch).sum(0)
+
+    return many
+
+
+def _fused_step(kernel: Tensor, mu: Tensor, nu: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    u = mu / (kernel * v).sum(1)
+    return u, nu / (kernel * u[:, None]).sum(0)
+
+
+@cache
+def _compiled_step() -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    return torch.compile(_fused_step)  # pyright: ignore[reportUnknownMemberType]
