@@ -56,14 +56,6 @@ def check_mask(name: str, mask: Tensor, shape: Sequence[int], like: Tensor) -> N
     check_device(name, mask, like)
 
 
-def check_pair_mask(
-    name: str, mask: Tensor, own: int, shape: tuple[int, int, int], like: Tensor
-) -> None:
-    """A bool tensor of shape (Bv, Bt, L), or of its sequences alone: of dimension ``own`` and L."""
-    each = isinstance(mask, Tensor) and mask.dim() == 3  # pyright: ignore[reportUnnecessaryIsInstance]
-    check_mask(name, mask, shape if each else (shape[own], shape[2]), like)
-
-
 def check_group_ids(name: str, group_ids: Tensor, shape: Sequence[int], like: Tensor) -> None:
     """An integer tensor of exactly ``shape`` on the device of ``like``."""
     if not isinstance(group_ids, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -26,133 +26,16 @@ from norton_losses.outputs import ClipCaptionOutput
 from norton_losses.rectified_targets import rectified_targets
 from norton_losses.segments import Segments
 from norton_losses.sinkhorn import (
+    AbstractProblem,
     AbstractSinkhorn,
     PointCloudProblem,
+    TransportPlan,
     TransportProblem,
     resolve,
 )
 from norton_losses.sinkhorn.problem import log_marginal
 
 _FLOAT32_RANGE = 1e5  # of logits over epsilon
-
-
-def clip_caption_loss(
-    logits: Tensor,
-    *,
-    beta: float = 0.3,
-    epsilon: float = 1.0,
-    sinkhorn: str | AbstractSinkhorn = "auto",
-    mask: Tensor | None = None,
-    group_ids: Tensor | None = None,
-) -> Tensor:
-    r"""The clip-caption loss from logits that a model already has.
-
-    .. math:: -\frac1K \sum_{ij} T_{ij} \big[ \log \mathrm{softmax}_j(l_{i \cdot})_j
-              + \log \mathrm{softmax}_i(l_{\cdot j})_i \big], \quad T = (1 - \beta) I + \beta K Q
-
-    with Q the transport plan of the logits at uniform marginals, without gradient. ``beta=0`` is
-    InfoNCE, summed over both directions.
-
-    Args:
-        logits: l (K, K), floating, already divided by a temperature; rows are clips.
-        beta: share of the target that follows the plan, in [0, 1].
-        epsilon: strength of the entropy, in units of the logits.
-        sinkhorn: a solver, or its name.
-        mask: (K,), bool, the valid pairs; None means all.
-        group_ids: (K,), integer. Pairs of the same group are duplicates, not negatives: the plan is
-            solved with them, then they leave the softmax and the targets, rows keep their sum.
-
-    Returns:
-        (), float32 or wider; 0 with zero gradients where no pair is valid.
-
-    Raises:
-        ValueError: logits that are not square, ``beta`` outside [0, 1], ``epsilon`` not above 0.
-        TypeError: logits that are not floating, a mask that is not bool.
-
-    Source: Eq. (7) and (8) of Lin et al., ICLR 2024.
-
-    Example:
-        >>> import torch
-        >>> from norton_losses.functional import clip_caption_loss
-        >>> logits = 10 * torch.eye(3)
-        >>> logits[0, 1] = 10.0                            # caption 1 tells clip 0 as well
-        >>> round(clip_caption_loss(logits, beta=0.0).item(), 3)
-        0.462
-    """
-    check_square("logits", logits)
-    check_fraction("beta", beta)
-    check_positive("epsilon", epsilon)
-    if mask is not None:
-        check_mask("mask", mask, logits.shape[:1], logits)
-    if group_ids is not None:
-        check_group_ids("group_ids", group_ids, logits.shape[:1], logits)
-    if mask is None:
-        mask = logits.new_ones(logits.shape[:1], dtype=torch.bool)
-    pairs = _Pairs(mask, None if group_ids is None else Groups.of(group_ids))
-    with full_precision(logits):
-        logits = up_cast(logits, working_dtype(logits))
-        targets = _Targets(beta, epsilon, resolve(sinkhorn), logit_bound=None)
-        return _contrast_pairs(logits, pairs, targets).loss
-
-
-class _Pairs(NamedTuple):
-    """Which of K pairs take part, and which are not each other's negatives."""
-
-    mask: Tensor  # (K,)
-    groups: Groups | None
-
-
-class _Targets(NamedTuple):
-    """How targets are made.
-
-    ``logit_bound`` is a bound on the logits' size, None if nothing is known: the transport is then
-    carried out in float64, because logits that span 1e5 epsilons leave float32 no digit to tell
-    them apart, and reading how far they do span would make the host wait for the GPU.
-    """
-
-    beta: float
-    epsilon: float
-    sinkhorn: AbstractSinkhorn
-    logit_bound: float | None
-
-    def transport_dtype(self, like: Tensor) -> torch.dtype:
-        bound = self.logit_bound
-        known = bound is not None and 2 * bound / self.epsilon <= _FLOAT32_RANGE
-        return like.dtype if known else torch.float64
-
-
-def _contrast_pairs(logits: Tensor, pairs: _Pairs, how: _Targets) -> ClipCaptionOutput:
-    """Eq. (7) and (8), with all logits (K, K) held."""
-    mask, groups = pairs
-    candidates = mask[:, None] & mask[None, :]
-    logits = logits.masked_fill(~candidates, 0)
-    identity = torch.diag(mask).to(logits.dtype)
-    plan, transported, duplicates = None, None, None
-    if how.beta > 0:
-        problem = TransportProblem.uniform(logits.detach(), mask, mask, how.epsilon)
-        plan = how.sinkhorn.solve(problem.to(how.transport_dtype(logits)))
-        transported = mask.sum() * plan.plan.to(logits.dtype)
-    if groups is not None:
-        duplicates = groups.duplicates()
-        candidates = candidates & ~duplicates
-    targets = rectified_targets(identity, transported, how.beta, duplicates)
-    loss = contrast(logits, targets, mask, candidates)
-    return ClipCaptionOutput(loss, logits.detach(), targets, plan, mask)
-
-
-def _contrast_points(
-    clips: Tensor, captions: Tensor, pairs: _Pairs, how: _Targets, chunk_rows: int
-) -> ClipCaptionOutput:
-    """The same of logits ``clips @ captions.T``, a block of rows at a time."""
-    even = log_marginal(pairs.mask, clips.new_zeros(()))
-    problem = PointCloudProblem(
-        clips, captions, even, even, how.epsilon, chunk_rows=chunk_rows, check_values=False
-    )
-    plan = None
-    if how.beta > 0:
-        plan = how.sinkhorn.solve(problem.detach().to(how.transport_dtype(clips)))
-    loss = chunked_cross_entropy(problem, plan, how.beta, *pairs)
-    return ClipCaptionOutput(loss, None, None, plan, pairs.mask)
 
 
 @final
@@ -165,10 +48,10 @@ class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
     with logits l the cosine of clip i and caption j over a temperature, and Q their transport plan
     at uniform marginals, without gradient: a caption that fits other clips too shares its target.
 
-    It is called as the other losses, with two sides whose embeddings are compared, clip i of video
-    b with caption i of paragraph b; a pair counts if both are there. Plain embeddings (K, D) of K
-    pairs will do as well. ``group_ids`` are (B,), or (B, N) of the pairs, or (K,): pairs of the
-    same group are duplicates, not negatives; with (B,) those of one sequence stay negatives.
+    It is called as the other losses: clip i of video b is paired with caption i of paragraph b, by
+    their embeddings, and a pair counts if both are there. Plain embeddings (K, D) of K pairs will
+    do as well. ``group_ids`` are of sequences (B,), whose pairs are then not negatives of those of
+    the others of their group; or of pairs, (B, N) or (K,), where a group holds duplicates.
 
     Args:
         beta: share of the target that follows the plan, in [0, 1]; 0 is InfoNCE, summed over both
@@ -240,29 +123,118 @@ class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
 
     def evaluate(self, inputs: LossInputs) -> ClipCaptionOutput:
         mask = (inputs.video.mask & inputs.text.mask).flatten()  # (K,)
-        clips, captions = (
-            side.embeddings.flatten(0, 1) for side in (inputs.video, inputs.text)
-        )  # (K, D)
+        sides = (side.embeddings.flatten(0, 1) for side in (inputs.video, inputs.text))
         if self.normalize:
-            clips, captions = unit(clips, mask), unit(captions, mask)
+            clips, captions = (unit(side, mask) for side in sides)  # (K, D)
         else:
-            absent = ~mask[:, None]
-            clips, captions = clips.masked_fill(absent, 0), captions.masked_fill(absent, 0)
-        scale = self.scale(inputs)
+            clips, captions = (side.masked_fill(~mask[:, None], 0) for side in sides)
         bound = 1 / COLDEST if self.normalize and inputs.logit_scale is None else None
-        how = _Targets(self.beta, self.epsilon, self.sinkhorn, bound)
-        pairs = _Pairs(mask, _groups(inputs.group_ids, inputs.video.mask))
+        groups = _groups(inputs.group_ids, inputs.video.mask)
+        scale = self.scale(inputs)
         if self.chunk_rows is None:
-            out = _contrast_pairs(clips @ captions.T * scale, pairs, how)
+            out = self.of_logits(clips @ captions.T * scale, mask, groups, bound)
         else:
-            out = _contrast_points(clips * scale, captions, pairs, how, self.chunk_rows)
+            out = self._of_points(clips * scale, captions, mask, groups, bound)
         return replace(out, temperature=1 / scale.detach())
+
+    def of_logits(
+        self, logits: Tensor, mask: Tensor, groups: Groups | None, bound: float | None
+    ) -> ClipCaptionOutput:
+        """The loss of logits (K, K) that are no larger than ``bound``, where one is known."""
+        candidates = mask[:, None] & mask[None, :]
+        logits = logits.masked_fill(~candidates, 0)
+        problem = TransportProblem.uniform(logits.detach(), mask, mask, self.epsilon)
+        plan = self._plan(problem, bound)
+        transported = None if plan is None else mask.sum() * plan.plan.to(logits.dtype)
+        duplicates = None if groups is None else groups.duplicates()
+        if duplicates is not None:
+            candidates = candidates & ~duplicates
+        identity = torch.diag(mask).to(logits.dtype)
+        targets = rectified_targets(identity, transported, self.beta, duplicates)
+        loss = contrast(logits, targets, mask, candidates)
+        return ClipCaptionOutput(loss, logits.detach(), targets, plan, mask)
+
+    def _of_points(
+        self,
+        clips: Tensor,
+        captions: Tensor,
+        mask: Tensor,
+        groups: Groups | None,
+        bound: float | None,
+    ) -> ClipCaptionOutput:
+        """The same of logits ``clips @ captions.T``, a block of rows at a time."""
+        even = log_marginal(mask, clips.new_zeros(()))
+        rows = {"chunk_rows": self.chunk_rows, "check_values": False}
+        problem = PointCloudProblem(clips, captions, even, even, self.epsilon, **rows)  # pyright: ignore
+        plan = self._plan(problem.detach(), bound)
+        loss = chunked_cross_entropy(problem, plan, self.beta, mask, groups)
+        return ClipCaptionOutput(loss, None, None, plan, mask)
+
+    def _plan(self, problem: AbstractProblem, bound: float | None) -> TransportPlan | None:
+        """The transport of logits; in float64 unless they are known to be small.
+
+        Logits that span 1e5 epsilons leave float32 no digit to tell them apart, and reading how far
+        they do span would make the host wait for the GPU.
+        """
+        if self.beta == 0:
+            return None
+        if bound is None or 2 * bound / self.epsilon > _FLOAT32_RANGE:
+            problem = problem.to(torch.float64)
+        return self.sinkhorn.solve(problem)
 
     def extra_repr(self) -> str:
         return (
             f"beta={self.beta}, epsilon={self.epsilon}, sinkhorn={self.sinkhorn}, "
             f"normalize={self.normalize}, chunk_rows={self.chunk_rows}"
         )
+
+
+def clip_caption_loss(
+    logits: Tensor,
+    *,
+    beta: float = 0.3,
+    epsilon: float = 1.0,
+    sinkhorn: str | AbstractSinkhorn = "auto",
+    mask: Tensor | None = None,
+    group_ids: Tensor | None = None,
+) -> Tensor:
+    """The loss of :class:`ClipCaptionOTLoss` from logits that a model already has.
+
+    Args:
+        logits: l (K, K), floating, already divided by a temperature; rows are clips.
+        beta, epsilon, sinkhorn: as of :class:`ClipCaptionOTLoss`.
+        mask: (K,), bool, the valid pairs; None means all.
+        group_ids: (K,), integer. Pairs of the same group are duplicates, not negatives: the plan is
+            solved with them, then they leave the softmax and the targets, rows keep their sum.
+
+    Returns:
+        (), float32 or wider; 0 with zero gradients where no pair is valid.
+
+    Raises:
+        ValueError: logits that are not square, ``beta`` outside [0, 1], ``epsilon`` not above 0.
+        TypeError: logits that are not floating, a mask that is not bool.
+
+    Source: Eq. (7) and (8) of Lin et al., ICLR 2024.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses.functional import clip_caption_loss
+        >>> logits = 10 * torch.eye(3)
+        >>> logits[0, 1] = 10.0                            # caption 1 tells clip 0 as well
+        >>> round(clip_caption_loss(logits, beta=0.0).item(), 3)
+        0.462
+    """
+    check_square("logits", logits)
+    if mask is None:
+        mask = logits.new_ones(logits.shape[:1], dtype=torch.bool)
+    check_mask("mask", mask, logits.shape[:1], logits)
+    if group_ids is not None:
+        check_group_ids("group_ids", group_ids, logits.shape[:1], logits)
+    groups = None if group_ids is None else Groups.of(group_ids)
+    loss = ClipCaptionOTLoss(beta, epsilon=epsilon, sinkhorn=sinkhorn, temperature=None)
+    with full_precision(logits):
+        logits = up_cast(logits, working_dtype(logits))
+        return loss.of_logits(logits, mask, groups, bound=None).loss
 
 
 def _lifted(side: Segments | Tensor) -> Segments | Tensor:

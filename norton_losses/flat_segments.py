@@ -14,7 +14,7 @@ Array: TypeAlias = Tensor | NDArray[Any]
 
 
 class FlatSegments(NamedTuple):
-    """Segments one after another, without padding: the arguments of :meth:`Segments.from_flat`.
+    """Segments one after another, without padding: the arguments of ``Segments.from_flat``.
 
     Attributes:
         tokens: (K, T, D), or (K, D) where each segment has one token.
@@ -32,6 +32,26 @@ def pad_rows(rows: Tensor, mask: Tensor) -> Tensor:
     padded = rows.new_zeros(*mask.shape, *rows.shape[1:])
     padded[mask] = rows
     return padded
+
+
+def mask_of_counts(counts: int | Tensor | Sequence[int], total: int) -> Tensor | None:
+    """Which of (B, N) places hold a segment; None where one count, of all sequences, fills them."""
+    if isinstance(counts, int):
+        if counts < 1 or total % counts:
+            raise ValueError(
+                f"a single count must divide the {total} segments given, got {counts}; pass one "
+                "count for each sequence"
+            )
+        return None
+    found = torch.as_tensor(counts).detach().cpu()
+    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        raise TypeError(f"counts must be whole numbers, got {found.dtype}; call .long() on them")
+    if found.dim() != 1 or found.numel() == 0 or (found < 0).any() or found.sum() != total:
+        raise ValueError(
+            f"counts must have shape (B,), 0 or above, and the sum {total} of the segments given, "
+            f"got shape {tuple(found.shape)} of sum {int(found.sum())}"
+        )
+    return torch.arange(int(found.max())) < found[:, None]
 
 
 def flatten_list(name: str, sequences: Sequence[Array | Sequence[Array]]) -> FlatSegments:
@@ -56,12 +76,10 @@ def flatten_list(name: str, sequences: Sequence[Array | Sequence[Array]]) -> Fla
                     f"{where} must have shape (n, D), or all of {name} (n, T, D), got "
                     f"{tuple(array.shape)}"
                 )
-            single = array.dim() == 2
+            single, parts = array.dim() == 2, [array.reshape(-1, array.shape[-1])]
             lengths += [1 if single else array.shape[1]] * len(array)
-            counts.append(len(array))
-            parts = [array.reshape(-1, array.shape[-1])]
         else:
-            parts = [as_tensor(segment) for segment in sequence]
+            array, parts = sequence, [as_tensor(segment) for segment in sequence]
             if single or any(part.dim() != 2 for part in parts):
                 raise ValueError(
                     f"{where} must be a list of arrays (T, D), as all of {name}, got shapes "
@@ -69,7 +87,7 @@ def flatten_list(name: str, sequences: Sequence[Array | Sequence[Array]]) -> Fla
                 )
             single = False
             lengths += [len(part) for part in parts]
-            counts.append(len(parts))
+        counts.append(len(array))
         for part in parts:
             if not part.is_floating_point():
                 raise TypeError(
@@ -87,30 +105,9 @@ def flatten_list(name: str, sequences: Sequence[Array | Sequence[Array]]) -> Fla
     together, of_sequences = torch.cat(rows), torch.tensor(counts)
     if single:
         return FlatSegments(together, of_sequences, None)
-    of_segments = torch.tensor(lengths)
-    token_mask = torch.arange(max(lengths)) < of_segments[:, None]
+    token_mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     token_mask = token_mask.to(together.device)
     return FlatSegments(pad_rows(together, token_mask), of_sequences, token_mask)
-
-
-def read_counts(counts: Tensor | Sequence[int], total: int) -> Tensor:
-    found = torch.as_tensor(counts).detach().cpu()
-    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise TypeError(f"counts must be whole numbers, got {found.dtype}; call .long() on them")
-    if found.dim() != 1 or found.numel() == 0 or (found < 0).any() or found.sum() != total:
-        raise ValueError(
-            f"counts must have shape (B,), 0 or above, and the sum {total} of the segments given, "
-            f"got shape {tuple(found.shape)} of sum {int(found.sum())}"
-        )
-    return found.long()
-
-
-def check_divides(count: int, total: int) -> None:
-    if count < 1 or total % count:
-        raise ValueError(
-            f"a single count must divide the {total} segments given, got {count}; pass one count "
-            "for each sequence"
-        )
 
 
 def as_tensor(array: Array) -> Tensor:

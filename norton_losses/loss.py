@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from norton_losses._checks import check_positive
 from norton_losses._numerics import full_precision
 from norton_losses.contrastive import Temperature
-from norton_losses.segments import Segments, check_paired, read_pair
+from norton_losses.segments import Segments, read_pair
 
 P = ParamSpec("P")
 
@@ -84,7 +84,12 @@ class AbstractLoss(nn.Module, ABC, Generic[Output]):
 
     def read(self, video: Any, text: Any, group_ids: Any, logit_scale: Any) -> LossInputs:
         video, text = read_pair(video, text)
-        check_paired(video, text)
+        if len(video) != len(text):
+            raise ValueError(
+                f"video and text must hold as many sequences, got B = {len(video)} and "
+                f"{len(text)}; to rank candidates against each other use .score(...), which allows "
+                "it"
+            )
         return LossInputs(video, text, group_ids, logit_scale)
 
     @abstractmethod

@@ -127,13 +127,7 @@ class NortonLoss(AbstractLoss[NortonOutput]):
     ) -> NortonLoss:
         """The objective as the paper writes it, Eq. (1) to (8). Fixed for ever.
 
-        Args:
-            alpha: temperature of the soft maximum.
-            epsilon: entropy of the video-paragraph transport.
-            prompt_ratio: ratio of the prompt bucket.
-            beta: share of the clip-caption target that follows the plan.
-            iterations: of both transports.
-            weight: of the video-paragraph term.
+        Args: as those of :meth:`released`.
 
         Example:
             >>> from norton_losses import NortonLoss

@@ -17,143 +17,25 @@ from norton_losses.similarity_block import SimilarityBlock
 from norton_losses.sinkhorn.problem import TransportProblem, log_marginal
 
 
-def bucket_threshold(
-    similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor, ratio: float
-) -> Tensor:
-    r"""Value p of the bucket: the ``ratio`` quantile of the similarities of aligned pairs.
-
-    Among the K similarities :math:`S_{ii}` of clip i with caption i of the same sequence, both
-    valid, i < min(N, M), p is the k-th smallest with :math:`k = \max(1, \lfloor r K \rfloor)`.
-
-    Args:
-        similarity: (B, B, N, M), floating; row b, column b is video b with its own paragraph.
-        clip_mask: (B, N) or (B, B, N), bool.
-        caption_mask: (B, M) or (B, B, M), bool.
-        ratio: r in [0, 1].
-
-    Returns:
-        (), detached; 0 where no aligned pair is valid.
-
-    Raises:
-        ValueError: videos and paragraphs that differ in number, a ratio outside [0, 1].
-
-    Source: Eq. (6) of Lin et al., ICLR 2024.
-
-    Example:
-        >>> import torch
-        >>> from norton_losses.functional import bucket_threshold
-        >>> similarity = torch.diag(torch.tensor([0.1, 0.9, 0.5, 0.7]))[None, None]
-        >>> valid = torch.ones(1, 4, dtype=torch.bool)
-        >>> bucket_threshold(similarity, valid, valid, ratio=0.5)
-        tensor(0.5000)
-    """
-    check_fraction("ratio", ratio)
-    return _quantile(SimilarityBlock(similarity, clip_mask, caption_mask), ratio)
-
-
-def _quantile(block: SimilarityBlock, ratio: float) -> Tensor:
-    videos, paragraphs = block.values.shape[:2]
-    if videos != paragraphs:
-        raise ValueError(
-            "a bucket with a ratio needs video b aligned with paragraph b, got "
-            f"{videos} videos and {paragraphs} paragraphs; use PromptBucket(value=...), or no "
-            "bucket"
-        )
-    # Of video b with paragraph b, clip i with caption i: (B, min(N, M)).
-    aligned = block.values.detach().diagonal().diagonal().flatten()
-    valid = block.valid.diagonal().diagonal().flatten()
-    ranked = aligned.masked_fill(~valid, torch.inf).sort().values
-    count = valid.sum()
-    # float64, as floats of Python are: 0.3 * 10 must not become 2.9999998.
-    k = (ratio * count.double()).floor().long().clamp(min=1)
-    p = ranked.gather(0, (k - 1)[None]).squeeze(0)
-    return torch.where(count > 0, p, 0)
-
-
-def bucket_problem(
-    similarity: Tensor,
-    p: Tensor | float,
-    clip_mask: Tensor,
-    caption_mask: Tensor,
-    epsilon: float,
-    *,
-    score_range: Range | None = None,
-) -> TransportProblem:
-    r"""Augment every similarity matrix by a bucket row, a bucket column and their corner, all p.
-
-    With n valid clips and m valid captions, each valid clip and each valid caption has mass
-    1/(n+m), the bucket row m/(n+m) and the bucket column n/(n+m): everything may go to the bucket.
-
-    Args:
-        similarity: (Bv, Bt, N, M), floating.
-        p: the value of the bucket, in units of similarity.
-        clip_mask: (Bv, N) or (Bv, Bt, N), bool.
-        caption_mask: (Bt, M) or (Bv, Bt, M), bool.
-        epsilon: strength of the entropy, in units of similarity.
-        score_range: ``(lo, hi)`` that similarity and p are known to lie in, if anything is.
-
-    Returns:
-        A problem of (N+1) x (M+1) with ``has_bucket=True``; rows are clips. Where the clips or the
-        captions are all absent there is nothing to move.
-
-    Source: Eq. (6) of Lin et al., ICLR 2024.
-
-    Example:
-        >>> import torch
-        >>> from norton_losses.functional import bucket_problem
-        >>> valid = torch.ones(1, 2, dtype=torch.bool)
-        >>> problem = bucket_problem(torch.zeros(1, 1, 2, 2), 0.3, valid, valid, epsilon=0.1)
-        >>> problem.scores[0, 0]
-        tensor([[0.0000, 0.0000, 0.3000],
-                [0.0000, 0.0000, 0.3000],
-                [0.3000, 0.3000, 0.3000]])
-        >>> problem.log_mu.exp()
-        tensor([[[0.2500, 0.2500, 0.5000]]])
-    """
-    block = SimilarityBlock(similarity, clip_mask, caption_mask)
-    return _augmented(block, p, epsilon, score_range)
-
-
-def _augmented(
-    block: SimilarityBlock, p: Tensor | float, epsilon: float, score_range: Range | None
-) -> TransportProblem:
-    bv, bt, n, m = block.values.shape
-    scores = block.values.new_ones(bv, bt, n + 1, m + 1) * p
-    scores[..., :n, :m] = block.values
-
-    clips, captions = (count.to(scores.dtype) for count in block.counts)  # (Bv, Bt)
-    present = (clips > 0) & (captions > 0)
-    total = (clips + captions).clamp(min=1)
-    row_mask = block.clips & present[..., None]  # (Bv, Bt, N)
-    column_mask = block.captions & present[..., None]  # (Bv, Bt, M)
-    log_clips, log_captions = (clips / total).log(), (captions / total).log()
-    bucket_row = log_captions.masked_fill(~present, -torch.inf)
-    bucket_column = log_clips.masked_fill(~present, -torch.inf)
-    return TransportProblem(
-        scores,
-        torch.cat([log_marginal(row_mask, log_clips), bucket_row[..., None]], dim=-1),
-        torch.cat([log_marginal(column_mask, log_captions), bucket_column[..., None]], dim=-1),
-        epsilon,
-        score_range=score_range,
-        has_bucket=True,
-        check_values=False,
-    )
-
-
 @final
 class PromptBucket(ScalarState):
-    """The prompt bucket: where its value p comes from, and how it enters the transport problem.
+    r"""One more row, column and corner, all equal to p, that absorb what matches nothing.
+
+    With n valid clips and m valid captions, each of them has mass 1/(n+m), the bucket's row m/(n+m)
+    and its column n/(n+m): everything may go to the bucket. Its value p is the k-th smallest of the
+    K similarities :math:`S_{ii}` of clip i with caption i of the same sequence, both valid, with
+    :math:`k = \max(1, \lfloor r K \rfloor)`; 0 where there is none.
 
     Args:
-        ratio: p is this quantile of the similarities of aligned pairs in the batch, see
-            :func:`bucket_threshold`. About this share of the aligned pairs is taken for noise.
+        ratio: r in [0, 1]. About this share of the aligned pairs is taken for noise.
         value: a fixed p in place of the quantile, in units of similarity.
         learnable: add ``offset``, a parameter that starts at 0, to the quantile or the fixed value.
-            It is moved by the gradient of the plan, or by that of the entropic score:
+            It is moved by the gradient of the plan, or by that of the entropic objective:
             :class:`~norton_losses.TransportMeasure` refuses it where there is neither.
 
     Raises:
-        ValueError: ``ratio`` outside [0, 1], ``value`` not finite.
+        ValueError: ``ratio`` outside [0, 1], ``value`` not finite; when called with a ratio, videos
+            and paragraphs that differ in number.
 
     Source: Eq. (6) of Lin et al., ICLR 2024.
 
@@ -181,7 +63,7 @@ class PromptBucket(ScalarState):
         self.offset = nn.Parameter(torch.zeros(1)) if learnable else None
 
     def forward(self, block: SimilarityBlock, epsilon: float) -> TransportProblem:
-        """The transport problem of a block with the bucket in it: see :func:`bucket_problem`.
+        """The transport problem (Bv, Bt, N+1, M+1) of a block, rows are clips.
 
         Its ``bucket_value`` is p (), whose only gradient is that of ``offset``.
         """
@@ -201,3 +83,98 @@ class PromptBucket(ScalarState):
     def extra_repr(self) -> str:
         start = f"ratio={self.ratio}" if self.value is None else f"value={self.value}"
         return start if self.offset is None else f"{start}, offset={self.offset.item():.4f}"
+
+
+def bucket_threshold(
+    similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor, ratio: float
+) -> Tensor:
+    """The quantile p (), detached, of similarities (B, B, N, M): see :class:`PromptBucket`.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses.functional import bucket_threshold
+        >>> similarity = torch.diag(torch.tensor([0.1, 0.9, 0.5, 0.7]))[None, None]
+        >>> valid = torch.ones(1, 4, dtype=torch.bool)
+        >>> bucket_threshold(similarity, valid, valid, ratio=0.5)
+        tensor(0.5000)
+    """
+    check_fraction("ratio", ratio)
+    return _quantile(SimilarityBlock(similarity, clip_mask, caption_mask), ratio)
+
+
+def bucket_problem(
+    similarity: Tensor,
+    p: Tensor | float,
+    clip_mask: Tensor,
+    caption_mask: Tensor,
+    epsilon: float,
+    *,
+    score_range: Range | None = None,
+) -> TransportProblem:
+    """Similarities (Bv, Bt, N, M) with a bucket of value p: see :class:`PromptBucket`.
+
+    Args:
+        similarity: (Bv, Bt, N, M), floating.
+        p: the value of the bucket, in units of similarity.
+        clip_mask: (Bv, N) or (Bv, Bt, N), bool.
+        caption_mask: (Bt, M) or (Bv, Bt, M), bool.
+        epsilon: strength of the entropy, in units of similarity.
+        score_range: ``(lo, hi)`` that similarity and p are known to lie in, if anything is.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses.functional import bucket_problem
+        >>> valid = torch.ones(1, 2, dtype=torch.bool)
+        >>> problem = bucket_problem(torch.zeros(1, 1, 2, 2), 0.3, valid, valid, epsilon=0.1)
+        >>> problem.scores[0, 0]
+        tensor([[0.0000, 0.0000, 0.3000],
+                [0.0000, 0.0000, 0.3000],
+                [0.3000, 0.3000, 0.3000]])
+    """
+    block = SimilarityBlock(similarity, clip_mask, caption_mask)
+    return _augmented(block, p, epsilon, score_range)
+
+
+def _quantile(block: SimilarityBlock, ratio: float) -> Tensor:
+    videos, paragraphs = block.values.shape[:2]
+    if videos != paragraphs:
+        raise ValueError(
+            "a bucket with a ratio needs video b aligned with paragraph b, got "
+            f"{videos} videos and {paragraphs} paragraphs; use PromptBucket(value=...), or no "
+            "bucket"
+        )
+    # Of video b with paragraph b, clip i with caption i: (B, min(N, M)).
+    aligned = block.values.detach().diagonal().diagonal().flatten()
+    valid = block.valid.diagonal().diagonal().flatten()
+    ranked = aligned.masked_fill(~valid, torch.inf).sort().values
+    count = valid.sum()
+    # float64, as floats of Python are: 0.3 * 10 must not become 2.9999998.
+    k = (ratio * count.double()).floor().long().clamp(min=1)
+    p = ranked.gather(0, (k - 1)[None]).squeeze(0)
+    return torch.where(count > 0, p, 0)
+
+
+def _augmented(
+    block: SimilarityBlock, p: Tensor | float, epsilon: float, score_range: Range | None
+) -> TransportProblem:
+    bv, bt, n, m = block.values.shape
+    scores = block.values.new_ones(bv, bt, n + 1, m + 1) * p
+    scores[..., :n, :m] = block.values
+
+    clips, captions = (count.to(scores.dtype) for count in block.counts)  # (Bv, Bt)
+    present = (clips > 0) & (captions > 0)
+    total = (clips + captions).clamp(min=1)
+    row_mask = block.clips & present[..., None]  # (Bv, Bt, N)
+    column_mask = block.captions & present[..., None]  # (Bv, Bt, M)
+    log_clips, log_captions = (clips / total).log(), (captions / total).log()
+    bucket_row = log_captions.masked_fill(~present, -torch.inf)
+    bucket_column = log_clips.masked_fill(~present, -torch.inf)
+    return TransportProblem(
+        scores,
+        torch.cat([log_marginal(row_mask, log_clips), bucket_row[..., None]], dim=-1),
+        torch.cat([log_marginal(column_mask, log_captions), bucket_column[..., None]], dim=-1),
+        epsilon,
+        score_range=score_range,
+        has_bucket=True,
+        check_values=False,
+    )

@@ -18,10 +18,9 @@ from norton_losses._numerics import masked_mean, up_cast, working_dtype
 from norton_losses.flat_segments import (
     Array,
     FlatSegments,
-    check_divides,
     flatten_list,
+    mask_of_counts,
     pad_rows,
-    read_counts,
 )
 
 
@@ -74,21 +73,16 @@ class Segments:
         mask: Tensor | None = None,
         embeddings: Tensor | None = None,
     ) -> None:
-        check_tokens("tokens", tokens)
-        if token_mask is not None:
-            if tokens.dim() == 3:
-                raise ValueError(
-                    "token_mask describes tokens (B, N, T, D), got tokens of shape "
-                    f"{tuple(tokens.shape)}, one for each segment; pass mask instead or, if these "
-                    "are flat segments (K, T, D), Segments.from_flat(tokens, counts, token_mask)"
-                )
-            check_mask("token_mask", token_mask, tokens.shape[:3], tokens)
+        _check_tokens("tokens", tokens)
+        if tokens.dim() == 3 and token_mask is not None:
+            raise ValueError(
+                "token_mask describes tokens (B, N, T, D), got tokens of shape "
+                f"{tuple(tokens.shape)}, one for each segment; pass mask instead or, if these are "
+                "flat segments (K, T, D), Segments.from_flat(tokens, counts, token_mask)"
+            )
+        _check_beside(tokens, 2, token_mask, embeddings)
         if mask is not None:
             check_mask("mask", mask, tokens.shape[:2], tokens)
-        if embeddings is not None:
-            check_floating("embeddings", embeddings, "(B, N, D)")
-            check_shape("embeddings", embeddings, (*tokens.shape[:2], embeddings.shape[-1]))
-            check_device("embeddings", embeddings, tokens)
         self._complete(tokens, token_mask, mask, embeddings)
 
     @classmethod
@@ -120,38 +114,26 @@ class Segments:
             >>> Segments.from_flat(torch.randn(7, 4, 16), counts=[5, 2]).mask.sum(-1)
             tensor([5, 2])
         """
-        flat = isinstance(tokens, Tensor) and tokens.dim() == 2  # pyright: ignore[reportUnnecessaryIsInstance]
-        check_floating("tokens", tokens, "(K, D)" if flat else "(K, T, D)")
-        if token_mask is not None:
-            check_mask("token_mask", token_mask, tokens.shape[: 1 if flat else 2], tokens)
-        if embeddings is not None:
-            check_floating("embeddings", embeddings, "(K, D)")
-            check_shape("embeddings", embeddings, (tokens.shape[0], embeddings.shape[-1]))
-            check_device("embeddings", embeddings, tokens)
-        if flat and token_mask is not None:
+        single = isinstance(tokens, Tensor) and tokens.dim() == 2  # pyright: ignore[reportUnnecessaryIsInstance]
+        check_floating("tokens", tokens, "(K, D)" if single else "(K, T, D)")
+        if single and token_mask is not None:
             raise ValueError(
                 f"token_mask describes tokens (K, T, D), got tokens of shape {tuple(tokens.shape)},"
                 " one for each segment; leave it out"
             )
-        mask = None
-        if isinstance(counts, int):
-            check_divides(counts, tokens.shape[0])
-        else:
-            lengths = read_counts(counts, tokens.shape[0])
-            mask = (torch.arange(int(lengths.max())) < lengths[:, None]).to(tokens.device)
+        _check_beside(tokens, 1, token_mask, embeddings)
+        mask = mask_of_counts(counts, tokens.shape[0])
+        mask = None if mask is None else mask.to(tokens.device)
 
-        def grouped(rows: Tensor) -> Tensor:
-            if mask is not None:
-                return pad_rows(rows, mask)
-            return rows.view(-1, counts, *rows.shape[1:])  # pyright: ignore
+        def grouped(rows: Tensor | None) -> Any:
+            if rows is None:
+                return None
+            if mask is None:
+                return rows.view(-1, counts, *rows.shape[1:])  # pyright: ignore
+            return pad_rows(rows, mask)
 
         made = cls.__new__(cls)
-        made._complete(
-            grouped(tokens),
-            None if token_mask is None else grouped(token_mask),
-            mask,
-            None if embeddings is None else grouped(embeddings),
-        )
+        made._complete(grouped(tokens), grouped(token_mask), mask, grouped(embeddings))
         return made
 
     @classmethod
@@ -199,7 +181,7 @@ class Segments:
         Example:
             >>> import torch
             >>> from norton_losses import Segments
-            >>> segments = Segments.from_flat(torch.randn(7, 4, 16), counts=[5, 2])
+            >>> segments = Segments.from_flat(torch.randn(7, 4, 16), [5, 2])
             >>> tokens, counts, token_mask = segments.flat()
             >>> tokens.shape, counts
             (torch.Size([7, 4, 16]), tensor([5, 2]))
@@ -223,16 +205,15 @@ class Segments:
         """Whether the embeddings were given, and are no mean over tokens."""
         return self._embeddings is not None
 
-    def __len__(self) -> int:
-        return self.tokens.shape[0]
+    @property
+    def working_dtype(self) -> torch.dtype:
+        """Of tokens and embeddings together, float32 at least."""
+        return working_dtype(self.tokens, self._embeddings)
 
-    def __getitem__(self, index: Any) -> Segments:
-        """Some of the sequences, by any index of one dimension; a number gives a batch of one."""
-        if isinstance(index, int):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"there are {len(self)} sequences, got index {index}")
-            index = slice(index, index + 1 or None)
-        return self._map(lambda tensor: tensor[index])
+    def working(self, dtype: torch.dtype) -> Segments:
+        """In the working precision, embeddings made: the form that the stages of a loss take."""
+        embeddings = up_cast(self.embeddings, dtype)
+        return assemble(up_cast(self.tokens, dtype), self.token_mask, self.mask, embeddings)
 
     def to(self, *args: Any, **kwargs: Any) -> Segments:
         """Moved as :meth:`torch.Tensor.to` does; a dtype is that of tokens and embeddings."""
@@ -250,15 +231,16 @@ class Segments:
         """In page-locked memory, as :meth:`torch.Tensor.pin_memory` does."""
         return self._map(lambda tensor: tensor.pin_memory(*args))
 
-    @property
-    def working_dtype(self) -> torch.dtype:
-        """Of tokens and embeddings together, float32 at least."""
-        return working_dtype(self.tokens, self._embeddings)
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
 
-    def working(self, dtype: torch.dtype) -> Segments:
-        """In the working precision, embeddings made: the form that the stages of a loss take."""
-        embeddings = up_cast(self.embeddings, dtype)
-        return assemble(up_cast(self.tokens, dtype), self.token_mask, self.mask, embeddings)
+    def __getitem__(self, index: Any) -> Segments:
+        """Some of the sequences, by any index of one dimension; a number gives a batch of one."""
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"there are {len(self)} sequences, got index {index}")
+            index = slice(index, index + 1 or None)
+        return self._map(lambda tensor: tensor[index])
 
     def __repr__(self) -> str:
         b, n, t, d = self.tokens.shape
@@ -268,11 +250,11 @@ class Segments:
     def _complete(
         self,
         tokens: Tensor,
-        token_mask: Tensor | None,
-        mask: Tensor | None,
-        embeddings: Tensor | None,
+        token_mask: Tensor | None = None,
+        mask: Tensor | None = None,
+        embeddings: Tensor | None = None,
     ) -> None:
-        """Fill in what was left out; the arguments are checked."""
+        """Fill in what was left out of checked arguments."""
         self._single = tokens.dim() == 3
         self.tokens = tokens[:, :, None] if self._single else tokens
         if token_mask is None:
@@ -282,23 +264,24 @@ class Segments:
         self._embeddings = embeddings
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Segments:
-        embeddings = None if self._embeddings is None else function(self._embeddings)
-        token_mask, mask = function(self.token_mask), function(self.mask)
-        return assemble(function(self.tokens), token_mask, mask, embeddings, single=self._single)
+        (*tensors, embeddings), single = _flatten(self)
+        embeddings = None if embeddings is None else function(embeddings)
+        return assemble(*map(function, tensors), embeddings, single=single)  # pyright: ignore
 
 
+# pyright: reportPrivateUsage=false
 def assemble(
     tokens: Tensor,
     token_mask: Tensor,
     mask: Tensor,
-    embeddings: Tensor | None,
+    embeddings: Tensor | None = None,
     *,
     single: bool = False,
 ) -> Segments:
     """Segments of tensors that are known to fit each other, unchecked."""
     made = Segments.__new__(Segments)
     made.tokens, made.token_mask, made.mask = tokens, token_mask, mask
-    made._embeddings, made._single = embeddings, single  # pyright: ignore[reportPrivateUsage]
+    made._embeddings, made._single = embeddings, single
     return made
 
 
@@ -313,16 +296,16 @@ def read_pair(video: Segments | Tensor, text: Segments | Tensor) -> tuple[Segmen
     return video, text
 
 
-def check_paired(video: Segments, text: Segments) -> None:
-    """Training contrasts video b with paragraph b, so there must be as many of each."""
-    if len(video) != len(text):
-        raise ValueError(
-            f"video and text must hold as many sequences, got B = {len(video)} and {len(text)}; to "
-            "rank candidates against each other use .score(...), which allows it"
-        )
+def _read(name: str, given: Segments | Tensor) -> Segments:
+    if isinstance(given, Segments):
+        return given
+    _check_tokens(name, given)
+    made = Segments.__new__(Segments)
+    made._complete(given)
+    return made
 
 
-def check_tokens(name: str, tokens: object) -> None:
+def _check_tokens(name: str, tokens: object) -> None:
     """Floating tokens (B, N, T, D) or (B, N, D); the errors know what is often passed instead."""
     if not isinstance(tokens, Tensor):
         raise TypeError(
@@ -342,13 +325,16 @@ def check_tokens(name: str, tokens: object) -> None:
     check_floating(name, tokens, "(B, N, D)" if tokens.dim() == 3 else "(B, N, T, D)")
 
 
-def _read(name: str, given: Segments | Tensor) -> Segments:
-    if isinstance(given, Segments):
-        return given
-    check_tokens(name, given)
-    made = Segments.__new__(Segments)
-    made._complete(given, None, None, None)  # pyright: ignore[reportPrivateUsage]
-    return made
+def _check_beside(
+    tokens: Tensor, leading: int, token_mask: Tensor | None, embeddings: Tensor | None
+) -> None:
+    """What goes with tokens of so many leading dimensions, (B, N) or (K,)."""
+    if token_mask is not None:
+        check_mask("token_mask", token_mask, tokens.shape[: leading + 1], tokens)
+    if embeddings is not None:
+        check_floating("embeddings", embeddings, "(B, N, D)" if leading == 2 else "(K, D)")
+        check_shape("embeddings", embeddings, (*tokens.shape[:leading], embeddings.shape[-1]))
+        check_device("embeddings", embeddings, tokens)
 
 
 def _check_widths(what: str, video: Tensor, text: Tensor) -> None:
@@ -361,8 +347,8 @@ def _check_widths(what: str, video: Tensor, text: Tensor) -> None:
 
 
 def _flatten(segments: Segments) -> tuple[list[Any], bool]:
-    made = segments.tokens, segments.token_mask, segments.mask, segments._embeddings  # pyright: ignore[reportPrivateUsage]
-    return [*made], segments._single  # pyright: ignore[reportPrivateUsage]
+    tensors = [segments.tokens, segments.token_mask, segments.mask, segments._embeddings]
+    return tensors, segments._single
 
 
 def _flatten_with_names(segments: Segments) -> tuple[list[Any], bool]:

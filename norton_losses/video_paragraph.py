@@ -28,100 +28,6 @@ from norton_losses.similarity_block import SimilarityBlock
 from norton_losses.token_similarity import as_similarity
 
 
-def video_paragraph_loss(
-    similarity: Tensor,
-    *,
-    clip_mask: Tensor | None = None,
-    caption_mask: Tensor | None = None,
-    group_ids: Tensor | None = None,
-    measure: AbstractSequenceMeasure | MeasureFunction | None = None,
-    temperature: float | Tensor = 0.07,
-) -> Tensor:
-    r"""The video-paragraph loss from similarities that a model already has.
-
-    .. math:: -\frac1B \sum_b \big[ \log \mathrm{softmax}_c(L A_{bc} / \tau)_b
-              + \log \mathrm{softmax}_c(L A_{cb} / \tau)_b \big]
-
-    with A the measure of video b with paragraph c, a mean per match, and L the mean number of valid
-    clips and captions of a sequence, one number for the batch.
-
-    Args:
-        similarity: (B, B, N, M), floating; entry [b, c, i, j] is clip i of video b with caption j
-            of paragraph c.
-        clip_mask: (B, N), bool, True where valid; None means all.
-        caption_mask: (B, M), bool, True where valid; None means all.
-        group_ids: (B,), integer. Sequences of the same group, such as parts of one source video,
-            are not each other's negatives.
-        measure: None means :class:`~norton_losses.TransportMeasure` with its defaults.
-        temperature: tau in [0.01, 1]. A tensor's range is not read: the GPU would have to wait.
-
-    Returns:
-        (), float32 or wider; 0 with zero gradients where no sequence is valid on both sides.
-
-    Raises:
-        ValueError: wrong rank, B that differ, masks of another shape, a temperature out of range.
-        TypeError: a similarity that is not floating, masks that are not bool.
-
-    Source: Eq. (4) of Lin et al., ICLR 2024.
-
-    Example:
-        >>> import torch
-        >>> from norton_losses.functional import video_paragraph_loss
-        >>> clips = torch.nn.functional.one_hot(torch.arange(8).view(2, 4)).float()
-        >>> similarity = torch.einsum("and,bmd->abnm", clips, clips)   # each fits its own
-        >>> video_paragraph_loss(similarity) < 1e-3
-        tensor(True)
-    """
-    block = SimilarityBlock(similarity, clip_mask, caption_mask)
-    videos, paragraphs, clips, captions = similarity.shape
-    if videos != paragraphs:
-        raise ValueError(
-            "similarity must hold as many videos as paragraphs (B, B, N, M), got "
-            f"{tuple(similarity.shape)}; video b is contrasted with paragraph b"
-        )
-    # Masks of pairs are for measures alone.
-    check_mask("clip_mask", block.clip_mask, (videos, clips), similarity)
-    check_mask("caption_mask", block.caption_mask, (videos, captions), similarity)
-    if group_ids is not None:
-        check_group_ids("group_ids", group_ids, (videos,), similarity)
-    if not isinstance(temperature, Tensor):
-        check_temperature(temperature)
-        temperature = block.values.new_full((), temperature)
-    elif temperature.numel() != 1:
-        raise ValueError(
-            f"temperature must be a single number, got shape {tuple(temperature.shape)}; "
-            "divide the similarity yourself if every sequence has its own"
-        )
-    measure = TransportMeasure() if measure is None else as_measure(measure)
-    with full_precision(similarity):
-        return _contrast_videos(block, measure, 1 / temperature.reshape(()), group_ids).loss
-
-
-def _contrast_videos(
-    block: SimilarityBlock,
-    measure: AbstractSequenceMeasure,
-    scale: Tensor,
-    group_ids: Tensor | None,
-) -> VideoParagraphOutput:
-    """Eq. (4), from similarities whose masks are those of sequences."""
-    measured = measure.evaluate(block)
-    videos, paragraphs = block.clip_mask.any(-1), block.caption_mask.any(-1)
-    candidates = videos[:, None] & paragraphs[None, :]
-    if group_ids is not None:
-        candidates = candidates & ~Groups.of(group_ids).duplicates()
-    logits = measured.score * _mean_length(block) * scale
-    loss = contrast(logits, None, videos & paragraphs, candidates)
-    return VideoParagraphOutput(loss, block, measured, logits.detach(), 1 / scale.detach())
-
-
-def _mean_length(block: SimilarityBlock) -> Tensor:
-    """Mean number of valid clips and captions in the sequences that are valid on both sides."""
-    clips, captions = block.clip_mask.sum(-1), block.caption_mask.sum(-1)
-    both = (clips > 0) & (captions > 0)
-    total = ((clips + captions) * both).sum().to(block.values.dtype)
-    return total / (2 * both.sum()).clamp(min=1)
-
-
 @final
 class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
     r"""Contrasts whole videos with whole paragraphs; transport realigns clips and captions.
@@ -231,3 +137,91 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
             scores = measure.evaluate(block).score
         present = video.mask.any(-1)[:, None] & text.mask.any(-1)
         return scores.masked_fill(~present, -torch.inf)
+
+
+def video_paragraph_loss(
+    similarity: Tensor,
+    *,
+    clip_mask: Tensor | None = None,
+    caption_mask: Tensor | None = None,
+    group_ids: Tensor | None = None,
+    measure: AbstractSequenceMeasure | MeasureFunction | None = None,
+    temperature: float | Tensor = 0.07,
+) -> Tensor:
+    """The loss of :class:`NortonVideoParagraphLoss` from similarities that a model already has.
+
+    Args:
+        similarity: (B, B, N, M), floating; entry [b, c, i, j] is clip i of video b with caption j
+            of paragraph c.
+        clip_mask: (B, N), bool, True where valid; None means all.
+        caption_mask: (B, M), bool, True where valid; None means all.
+        group_ids: (B,), integer. Sequences of the same group, such as parts of one source video,
+            are not each other's negatives.
+        measure: as of :class:`NortonVideoParagraphLoss`.
+        temperature: tau in [0.01, 1]. A tensor's range is not read: the GPU would have to wait.
+
+    Returns:
+        (), float32 or wider; 0 with zero gradients where no sequence is valid on both sides.
+
+    Raises:
+        ValueError: wrong rank, B that differ, masks of another shape, a temperature out of range.
+        TypeError: a similarity that is not floating, masks that are not bool.
+
+    Source: Eq. (4) of Lin et al., ICLR 2024.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses.functional import video_paragraph_loss
+        >>> clips = torch.nn.functional.one_hot(torch.arange(8).view(2, 4)).float()
+        >>> similarity = torch.einsum("and,bmd->abnm", clips, clips)   # each fits its own
+        >>> video_paragraph_loss(similarity) < 1e-3
+        tensor(True)
+    """
+    block = SimilarityBlock(similarity, clip_mask, caption_mask)
+    videos, paragraphs, clips, captions = similarity.shape
+    if videos != paragraphs:
+        raise ValueError(
+            "similarity must hold as many videos as paragraphs (B, B, N, M), got "
+            f"{tuple(similarity.shape)}; video b is contrasted with paragraph b"
+        )
+    # Masks of pairs are for measures alone.
+    check_mask("clip_mask", block.clip_mask, (videos, clips), similarity)
+    check_mask("caption_mask", block.caption_mask, (videos, captions), similarity)
+    if group_ids is not None:
+        check_group_ids("group_ids", group_ids, (videos,), similarity)
+    if not isinstance(temperature, Tensor):
+        check_temperature(temperature)
+        temperature = block.values.new_full((), temperature)
+    elif temperature.numel() != 1:
+        raise ValueError(
+            f"temperature must be a single number, got shape {tuple(temperature.shape)}; "
+            "divide the similarity yourself if every sequence has its own"
+        )
+    measure = TransportMeasure() if measure is None else as_measure(measure)
+    with full_precision(similarity):
+        return _contrast_videos(block, measure, 1 / temperature.reshape(()), group_ids).loss
+
+
+def _contrast_videos(
+    block: SimilarityBlock,
+    measure: AbstractSequenceMeasure,
+    scale: Tensor,
+    group_ids: Tensor | None,
+) -> VideoParagraphOutput:
+    """Eq. (4), from similarities whose masks are those of sequences."""
+    measured = measure.evaluate(block)
+    videos, paragraphs = block.clip_mask.any(-1), block.caption_mask.any(-1)
+    candidates = videos[:, None] & paragraphs[None, :]
+    if group_ids is not None:
+        candidates = candidates & ~Groups.of(group_ids).duplicates()
+    logits = measured.score * _mean_length(block) * scale
+    loss = contrast(logits, None, videos & paragraphs, candidates)
+    return VideoParagraphOutput(loss, block, measured, logits.detach(), 1 / scale.detach())
+
+
+def _mean_length(block: SimilarityBlock) -> Tensor:
+    """Mean number of valid clips and captions in the sequences that are valid on both sides."""
+    clips, captions = block.clip_mask.sum(-1), block.caption_mask.sum(-1)
+    both = (clips > 0) & (captions > 0)
+    total = ((clips + captions) * both).sum().to(block.values.dtype)
+    return total / (2 * both.sum()).clamp(min=1)

@@ -18,7 +18,7 @@ from norton_losses.segments import Segments
 SaveScores: TypeAlias = Literal["auto"] | bool
 
 MAX_SLOTS = 64
-"""The most frames of a clip and words of a caption that the Triton kernel holds."""
+"""The most frames of a clip and words of a caption that the Triton kernels hold."""
 
 SMALLEST_ROUNDED_ALPHA = 0.05
 """Below it, products rounded to half precision would decide which word is best."""
@@ -44,13 +44,7 @@ class AbstractSoftMaximum(ABC):
 @final
 @dataclass(frozen=True)
 class ReferenceSoftMaximum(AbstractSoftMaximum):
-    """The definition: holds the products of all frames with all words, and has all derivatives.
-
-    Example:
-        >>> from norton_losses import SoftMaximumSimilarity
-        >>> from norton_losses.kernels import ReferenceSoftMaximum
-        >>> similarity = SoftMaximumSimilarity(implementation=ReferenceSoftMaximum())
-    """
+    """The definition: holds the products of all frames with all words, and has all derivatives."""
 
     def __call__(
         self, video: Segments, text: Segments, alpha: float, *, mean: bool
@@ -58,17 +52,11 @@ class ReferenceSoftMaximum(AbstractSoftMaximum):
         return best_tokens(video, text, alpha, mean=mean)
 
 
-@final
 @dataclass(frozen=True)
-class ChunkedSoftMaximum(AbstractSoftMaximum):
-    """A tile of products at a time, in torch on any device; on a GPU it waits for the lengths.
-
-    It has a first derivative only, and no ``torch.func.grad``.
+class AbstractFused(AbstractSoftMaximum):
+    """What never holds all products: it has a first derivative only, and no ``torch.func.grad``.
 
     Args:
-        save_scores: keep the products of valid tokens for the backward pass, which then has one
-            matrix product less. ``"auto"`` keeps them where they fit in 256 MiB. True takes room
-            for padded ones as well, which the CPU fills only as far as needed.
         operand_dtype: ``torch.bfloat16`` or ``torch.float16``: tokens are rounded to it for matrix
             products, whose sums stay float32 on CUDA and are rounded on the CPU. Reductions are
             never in half precision. None keeps the tokens' dtype.
@@ -77,28 +65,78 @@ class ChunkedSoftMaximum(AbstractSoftMaximum):
         ValueError: an unknown choice; when called, ``operand_dtype`` with alpha below 0.05 on the
             CPU.
         RuntimeError: ``operand_dtype`` on CUDA with torch before 2.8.
+    """
+
+    operand_dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("operand_dtype", self.operand_dtype, (None, torch.float16, torch.bfloat16))
+
+    def launch(
+        self,
+        implementation: str,
+        video: Segments,
+        text: Segments,
+        alpha: float,
+        mean: bool,
+        most_kept: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """One call of the operator, on clips and captions of all sequences together."""
+        self._check_rounding(video.tokens.device, alpha)
+        tokens = (side.tokens.flatten(0, 1) for side in (video, text))
+        masks = (side.token_mask.flatten(0, 1) for side in (video, text))
+        how = implementation, self.operand_dtype, most_kept
+        by_frame, by_word, _ = operator.soft_maximum(*tokens, *masks, alpha, mean, *how)
+        shape = *video.mask.shape, *text.mask.shape
+        return by_frame.view(shape).transpose(1, 2), by_word.view(shape).transpose(1, 2)
+
+    def _check_rounding(self, device: torch.device, alpha: float) -> None:
+        if self.operand_dtype is None:
+            return
+        if device.type == "cuda" and not hasattr(torch.ops.aten.mm, "dtype"):
+            raise RuntimeError(
+                f"operand_dtype={self.operand_dtype} on CUDA needs torch 2.8 or newer, whose "
+                f"products of half precision can stay float32, found {torch.__version__}; leave "
+                "operand_dtype out"
+            )
+        if device.type == "cpu" and alpha < SMALLEST_ROUNDED_ALPHA:
+            raise ValueError(
+                f"operand_dtype={self.operand_dtype} needs an alpha of at least "
+                f"{SMALLEST_ROUNDED_ALPHA} on the CPU, which rounds its products, got "
+                f"{alpha or 'the hard maximum'}; leave operand_dtype out"
+            )
+
+
+@final
+@dataclass(frozen=True)
+class ChunkedSoftMaximum(AbstractFused):
+    """A tile of products at a time, in torch on any device; on a GPU it waits for the lengths.
+
+    Args:
+        operand_dtype: as in :class:`AbstractFused`.
+        save_scores: keep the products of valid tokens for the backward pass, which then has one
+            matrix product less. ``"auto"`` keeps them where they fit in 256 MiB. True takes room
+            for padded ones as well, which the CPU fills only as far as needed.
 
     Example:
         >>> import torch
         >>> from norton_losses import SoftMaximumSimilarity
         >>> from norton_losses.kernels import ChunkedSoftMaximum
-        >>> chunked = ChunkedSoftMaximum(operand_dtype=torch.bfloat16)
+        >>> chunked = ChunkedSoftMaximum(torch.bfloat16, save_scores=False)
         >>> similarity = SoftMaximumSimilarity(implementation=chunked)
     """
 
     save_scores: SaveScores = "auto"
-    operand_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("save_scores", self.save_scores, ("auto", True, False))
-        _check_operand_dtype(self.operand_dtype)
 
     def __call__(
         self, video: Segments, text: Segments, alpha: float, *, mean: bool
     ) -> tuple[Tensor, Tensor]:
-        _check_rounding(self.operand_dtype, video.tokens.device, alpha)
         most_kept = self._most_kept(video.tokens, text.tokens)
-        return _fused(video, text, alpha, mean, "chunked", self.operand_dtype, most_kept)
+        return self.launch("chunked", video, text, alpha, mean, most_kept)
 
     def _most_kept(self, frames: Tensor, words: Tensor) -> int:
         """How many products may be kept for the backward pass."""
@@ -112,72 +150,49 @@ class ChunkedSoftMaximum(AbstractSoftMaximum):
 
 @final
 @dataclass(frozen=True)
-class TritonSoftMaximum(AbstractSoftMaximum):
-    """Fused kernels for CUDA: float32 tokens, at most 64 frames and words, products never kept.
+class TritonSoftMaximum(AbstractFused):
+    """Kernels for CUDA: float32 tokens, at most 64 frames and words, products never kept.
 
-    They have a first derivative only, and no ``torch.func.grad``. Triton comes with torch's CUDA
-    builds (else ``pip install 'norton-losses[triton]'``).
+    Triton comes with torch's CUDA builds (else ``pip install 'norton-losses[triton]'``).
 
     Args:
-        operand_dtype: as in :class:`ChunkedSoftMaximum`.
+        operand_dtype: as in :class:`AbstractFused`.
 
     Raises:
         ImportError: Triton 3.2 or newer is not installed.
         ValueError: when called, tokens that the kernels do not serve.
-
-    Example:
-        >>> from norton_losses import SoftMaximumSimilarity
-        >>> from norton_losses.kernels import TritonSoftMaximum
-        >>> similarity = SoftMaximumSimilarity(implementation=TritonSoftMaximum())
     """
 
-    operand_dtype: torch.dtype | None = None
-
     def __post_init__(self) -> None:
-        _check_operand_dtype(self.operand_dtype)
+        super().__post_init__()
         operator.import_triton()
 
     def __call__(
         self, video: Segments, text: Segments, alpha: float, *, mean: bool
     ) -> tuple[Tensor, Tensor]:
-        _check_rounding(self.operand_dtype, video.tokens.device, alpha)
         obstacle = _what_triton_lacks(video.tokens, text.tokens)
         if obstacle:
             raise ValueError(f"TritonSoftMaximum {obstacle}; use ChunkedSoftMaximum, or 'auto'")
-        return _fused(video, text, alpha, mean, "triton", self.operand_dtype, 0)
+        return self.launch("triton", video, text, alpha, mean)
 
 
 @final
 @dataclass(frozen=True)
-class AutoSoftMaximum(AbstractSoftMaximum):
+class AutoSoftMaximum(AbstractFused):
     """Triton on CUDA where it serves the tokens, else chunked: what ``"auto"`` stands for.
 
     It goes by device, dtype and shape, never by what is installed.
 
     Args:
-        operand_dtype: as in :class:`ChunkedSoftMaximum`.
-
-    Example:
-        >>> from norton_losses import SoftMaximumSimilarity
-        >>> SoftMaximumSimilarity().implementation
-        AutoSoftMaximum(operand_dtype=None)
+        operand_dtype: as in :class:`AbstractFused`.
     """
-
-    operand_dtype: torch.dtype | None = None
-
-    def __post_init__(self) -> None:
-        _check_operand_dtype(self.operand_dtype)
 
     def __call__(
         self, video: Segments, text: Segments, alpha: float, *, mean: bool
     ) -> tuple[Tensor, Tensor]:
-        return self.choice(video, text)(video, text, alpha, mean=mean)
-
-    def choice(self, video: Segments, text: Segments) -> ChunkedSoftMaximum | TritonSoftMaximum:
-        """What serves these tokens."""
         served = video.tokens.is_cuda and not _what_triton_lacks(video.tokens, text.tokens)
-        kind = TritonSoftMaximum if served else ChunkedSoftMaximum
-        return kind(operand_dtype=self.operand_dtype)
+        choice = TritonSoftMaximum if served else ChunkedSoftMaximum
+        return choice(self.operand_dtype)(video, text, alpha, mean=mean)
 
 
 IMPLEMENTATIONS: dict[str, type[AbstractSoftMaximum]] = {
@@ -194,50 +209,6 @@ def resolve_implementation(given: str | AbstractSoftMaximum) -> AbstractSoftMaxi
         return given
     check_choice("implementation", given, list(IMPLEMENTATIONS))
     return IMPLEMENTATIONS[given]()
-
-
-def _fused(
-    video: Segments,
-    text: Segments,
-    alpha: float,
-    mean: bool,
-    implementation: str,
-    operand_dtype: torch.dtype | None,
-    most_kept: int,
-) -> tuple[Tensor, Tensor]:
-    by_frame, by_word, _ = operator.soft_maximum(
-        video.tokens.flatten(0, 1),
-        text.tokens.flatten(0, 1),
-        video.token_mask.flatten(0, 1),
-        text.token_mask.flatten(0, 1),
-        alpha,
-        mean,
-        implementation,
-        operand_dtype,
-        most_kept,
-    )
-    shape = *video.mask.shape, *text.mask.shape
-    return by_frame.view(shape).transpose(1, 2), by_word.view(shape).transpose(1, 2)
-
-
-def _check_operand_dtype(operand_dtype: torch.dtype | None) -> None:
-    check_choice("operand_dtype", operand_dtype, (None, torch.float16, torch.bfloat16))
-
-
-def _check_rounding(operand_dtype: torch.dtype | None, device: torch.device, alpha: float) -> None:
-    if operand_dtype is None:
-        return
-    if device.type == "cuda" and not hasattr(torch.ops.aten.mm, "dtype"):
-        raise RuntimeError(
-            f"operand_dtype={operand_dtype} on CUDA needs torch 2.8 or newer, whose products of "
-            f"half precision can stay float32, found {torch.__version__}; leave operand_dtype out"
-        )
-    if device.type == "cpu" and alpha < SMALLEST_ROUNDED_ALPHA:
-        raise ValueError(
-            f"operand_dtype={operand_dtype} needs an alpha of at least {SMALLEST_ROUNDED_ALPHA} on "
-            f"the CPU, which rounds its products, got {alpha or 'the hard maximum'}; leave "
-            "operand_dtype out"
-        )
 
 
 def _what_triton_lacks(frames: Tensor, words: Tensor) -> str | None:

@@ -54,19 +54,9 @@ def soft_maximum(
 
 
 @soft_maximum.register_fake
-def _(
-    clips: Tensor,
-    captions: Tensor,
-    frame_mask: Tensor,
-    word_mask: Tensor,
-    alpha: float,
-    mean: bool,
-    implementation: str,
-    operand_dtype: torch.dtype | None,
-    most_kept: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(clips: Tensor, captions: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
     shape = clips.shape[0], captions.shape[0]
-    return clips.new_empty(shape), clips.new_empty(shape), _room(clips, captions, most_kept)
+    return clips.new_empty(shape), clips.new_empty(shape), _room(clips, captions, options[-1])
 
 
 @torch.library.custom_op("norton_losses::soft_maximum_backward", mutates_args=())
@@ -104,19 +94,9 @@ def soft_maximum_backward(
 
 @soft_maximum_backward.register_fake
 def _(
-    by_frame: Tensor,
-    by_word: Tensor,
-    clips: Tensor,
-    captions: Tensor,
-    frame_mask: Tensor,
-    word_mask: Tensor,
-    kept: Tensor,
-    alpha: float,
-    implementation: str,
-    operand_dtype: torch.dtype | None,
-    of_clips: bool,
-    of_captions: bool,
+    by_frame: Tensor, by_word: Tensor, clips: Tensor, captions: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor]:
+    of_clips, of_captions = options[-2:]
     return (
         clips.new_empty(clips.shape if of_clips else 0),
         captions.new_empty(captions.shape if of_captions else 0),

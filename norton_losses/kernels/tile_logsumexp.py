@@ -1,7 +1,7 @@
-r"""How products of frames and words become the best word of each frame and the best frame of each.
+r"""Log-sum-exp over both sides of a tile of products, or their maximum, with the gradient.
 
-The products of a few clips with a few captions, (A, F, W, B), are reduced over words and over
-frames: captions last, so that both sums run along whole vectors. With
+A tile holds the products of a few clips with a few captions, (A, F, W, B): captions last, so that
+sums over words and over frames both run along whole vectors. With
 :math:`E_{ij} = e^{s_{ij} / \alpha}`, :math:`R_i = \sum_j E_{ij}`, :math:`C_j = \sum_i E_{ij}` and
 upstream gradients g, h of the two directions,
 
@@ -24,17 +24,15 @@ _FRAMES, _WORDS = 1, 2  # the dimensions of rows' and columns' tokens in a tile
 
 
 class AbstractReduction(ABC):
-    """How the products of a tile become the best word of each frame, and best frame of each word.
+    """From the products of a tile to the best word of each frame and the best frame of each word.
 
-    All results are in units of ``unit``, and what is prepared holds ``padding`` where a tile has no
-    token.
+    Results are in units of ``unit``, and a prepared tile holds ``padding`` where it has no token.
     """
 
-    unit: float
-    padding: float
+    unit: float = 1.0
+    padding: float = -torch.inf
 
-    @abstractmethod
-    def prepare(self, scores: Tensor) -> None:
+    def prepare(self, scores: Tensor) -> None:  # noqa: B027, most have nothing to do
         """Turn products / unit, in place, into what the other two start from."""
 
     @abstractmethod
@@ -64,9 +62,8 @@ class SharedExponential(AbstractReduction):
 
     def weigh(self, prepared: Tensor, by_row: Tensor, by_column: Tensor, out: Tensor) -> None:
         rows, columns = self._sums(prepared)
-        torch.add((by_row / rows).unsqueeze(_WORDS), (by_column / columns).unsqueeze(_FRAMES),
-                  out=out)  # fmt: skip
-        out.mul_(prepared)
+        of_rows, of_columns = (by_row / rows).unsqueeze(_WORDS), (by_column / columns)
+        torch.add(of_rows, of_columns.unsqueeze(_FRAMES), out=out).mul_(prepared)
 
     def _sums(self, prepared: Tensor) -> tuple[Tensor, Tensor]:
         # Padding leaves a sum of exactly 0, and 1 in its place adds nothing anywhere.
@@ -74,53 +71,39 @@ class SharedExponential(AbstractReduction):
         return rows.masked_fill_(rows == 0, 1), columns.masked_fill_(columns == 0, 1)
 
 
-@final
 class SeparateExponentials(AbstractReduction):
     """An exponential for each direction, each below its own maximum: for any alpha and product."""
 
-    padding = -torch.inf
-
     def __init__(self, alpha: float) -> None:
         self.unit = alpha
-
-    def prepare(self, scores: Tensor) -> None:
-        pass
 
     def best(self, prepared: Tensor) -> tuple[Tensor, Tensor]:
         return self._best(prepared, _WORDS), self._best(prepared, _FRAMES)
 
     def weigh(self, prepared: Tensor, by_row: Tensor, by_column: Tensor, out: Tensor) -> None:
-        self._softmax(prepared, by_row, _WORDS, out)
-        out.add_(self._softmax(prepared, by_column, _FRAMES, torch.empty_like(out)))
+        self._shares(prepared, by_row, _WORDS, out)
+        out.add_(self._shares(prepared, by_column, _FRAMES, torch.empty_like(out)))
 
     def _best(self, prepared: Tensor, dim: int) -> Tensor:
         top = _top(prepared, dim)
         total = (prepared - top).exp_().sum(dim)
         return total.masked_fill_(total == 0, 1).log_().add_(top.squeeze(dim))
 
-    def _softmax(self, prepared: Tensor, weight: Tensor, dim: int, out: Tensor) -> Tensor:
+    def _shares(self, prepared: Tensor, weight: Tensor, dim: int, out: Tensor) -> Tensor:
         torch.sub(prepared, _top(prepared, dim), out=out).exp_()
         total = out.sum(dim, keepdim=True)
         return out.mul_(weight.unsqueeze(dim) / total.masked_fill_(total == 0, 1))
 
 
 @final
-class Maximum(AbstractReduction):
+class Maximum(SeparateExponentials):
     """The hard maximum, where alpha is 0; equal maxima share their gradient."""
 
-    unit = 1.0
-    padding = -torch.inf
+    def __init__(self) -> None:
+        super().__init__(1.0)
 
-    def prepare(self, scores: Tensor) -> None:
-        pass
-
-    def best(self, prepared: Tensor) -> tuple[Tensor, Tensor]:
-        rows, columns = _top(prepared, _WORDS), _top(prepared, _FRAMES)
-        return rows.squeeze(_WORDS), columns.squeeze(_FRAMES)
-
-    def weigh(self, prepared: Tensor, by_row: Tensor, by_column: Tensor, out: Tensor) -> None:
-        self._shares(prepared, by_row, _WORDS, out)
-        out.add_(self._shares(prepared, by_column, _FRAMES, torch.empty_like(out)))
+    def _best(self, prepared: Tensor, dim: int) -> Tensor:
+        return _top(prepared, dim).squeeze(dim)
 
     def _shares(self, prepared: Tensor, weight: Tensor, dim: int, out: Tensor) -> Tensor:
         torch.eq(prepared, _top(prepared, dim), out=out)
@@ -128,7 +111,7 @@ class Maximum(AbstractReduction):
 
 
 def reduction_of(alpha: float) -> AbstractReduction:
-    """What serves this alpha; 0 is the hard maximum. Read from the number, never from a tensor."""
+    """The reduction for this alpha; 0 is the hard maximum."""
     if alpha == 0:
         return Maximum()
     return SharedExponential(alpha) if 2 / alpha <= SHARED_RANGE else SeparateExponentials(alpha)

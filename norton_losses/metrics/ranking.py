@@ -58,16 +58,13 @@ def retrieval_ranks(scores: Array, truth: Array | None = None) -> NDArray[np.flo
 def recall_at(scores: Array, k: int = 1, truth: Array | None = None) -> float:
     r"""Share of queries whose right candidate is among the first k: mean of :math:`[r_i < k]`.
 
-    A tie counts by its mean place, wholly or not at all: n equals at the top count from
+    A query counts or does not, by the mean place of a tie: of n equals at the top all count from
     :math:`k > (n - 1) / 2` on.
 
     Args:
         scores: (queries, candidates), the more the better. Transpose it for the other direction.
         k: how many candidates a query may look at, 1 at least.
-        truth: as in :func:`retrieval_ranks`, which says how ties count.
-
-    Returns:
-        A share in [0, 1].
+        truth: as in :func:`retrieval_ranks`.
 
     Raises:
         ValueError: as :func:`retrieval_ranks`; ``k`` below 1.
@@ -86,15 +83,7 @@ def recall_at(scores: Array, k: int = 1, truth: Array | None = None) -> float:
 def median_rank(scores: Array, truth: Array | None = None) -> float:
     """Median place of the right candidate, counted from 1.
 
-    Args:
-        scores: (queries, candidates), the more the better. Transpose it for the other direction.
-        truth: as in :func:`retrieval_ranks`, which says how ties count.
-
-    Returns:
-        1 at best; between two places where an even number of queries has them.
-
-    Raises:
-        ValueError: as :func:`retrieval_ranks`.
+    Args and errors as those of :func:`retrieval_ranks`.
 
     Source: MedR.
 

@@ -17,59 +17,17 @@ from norton_losses.sequence_measures.measure import (
 from norton_losses.similarity_block import SimilarityBlock
 
 
-def kept_clips(
-    similarity: Tensor,
-    clip_mask: Tensor | None = None,
-    caption_mask: Tensor | None = None,
-    *,
-    clips_per_caption: float = 1.3,
-) -> Tensor:
-    r"""Which clips of each pair to keep: those that some caption fits best.
-
-    Of a video with a paragraph of m captions, the :math:`\lfloor r m \rfloor` clips, one at least,
-    with the largest :math:`\max_j S_{ij}`; of equals the earlier. All if there are not so many.
-
-    Args:
-        similarity: S (Bv, Bt, N, M), floating.
-        clip_mask: (Bv, N) or (Bv, Bt, N), bool, True where valid; None means all.
-        caption_mask: (Bt, M) or (Bv, Bt, M), bool, True where valid; None means all.
-        clips_per_caption: r, above 0.
-
-    Returns:
-        (Bv, Bt, N), bool, a clip mask that differs from paragraph to paragraph.
-
-    Raises:
-        ValueError: a wrong rank, masks of another shape, ``clips_per_caption`` not above 0.
-
-    Source: the evaluation with background of Lin et al., ICLR 2024.
-
-    Example:
-        >>> import torch
-        >>> from norton_losses.functional import kept_clips
-        >>> similarity = torch.tensor([[0.9, 0.1], [0.0, 0.1], [0.2, 0.8]])[None, None]
-        >>> kept_clips(similarity)                        # int(1.3 * 2) clips
-        tensor([[[ True, False,  True]]])
-    """
-    check_positive("clips_per_caption", clips_per_caption)
-    return _kept(SimilarityBlock(similarity, clip_mask, caption_mask), clips_per_caption)
-
-
-def _kept(block: SimilarityBlock, clips_per_caption: float) -> Tensor:
-    fit = block.values.detach().masked_fill(~block.captions[..., None, :], -torch.inf).amax(-1)
-    fit = fit.clamp(min=torch.finfo(fit.dtype).min).masked_fill(~block.clips, -torch.inf)
-    place = fit.argsort(dim=-1, descending=True, stable=True).argsort(-1)
-    # float64, as floats of Python are: 1.3 * 10 must not become 12.999999.
-    kept = (clips_per_caption * block.counts[1].double()).floor().clamp(min=1)
-    return block.clips & (place < kept[..., None])
-
-
 @final
 class BackgroundFiltered(AbstractSequenceMeasure):
-    """A measure of the clips that fit, in their order in time: see :func:`kept_clips`.
+    r"""A measure of the clips that some caption fits best, in their order in time.
+
+    Of a video with a paragraph of m captions it sees the :math:`\lfloor r m \rfloor` clips, one at
+    least, with the largest :math:`\max_j S_{ij}`; of equals the earlier. All if there are not so
+    many. Which clips are kept has no gradient.
 
     Args:
         measure: any measure that takes a clip mask for each pair, as those of this package do.
-        clips_per_caption: how many clips are kept for each caption of a paragraph, rounded down.
+        clips_per_caption: r, above 0.
 
     Raises:
         ValueError: ``clips_per_caption`` not above 0.
@@ -104,3 +62,32 @@ class BackgroundFiltered(AbstractSequenceMeasure):
 
     def extra_repr(self) -> str:
         return f"clips_per_caption={self.clips_per_caption}"
+
+
+def kept_clips(
+    similarity: Tensor,
+    clip_mask: Tensor | None = None,
+    caption_mask: Tensor | None = None,
+    *,
+    clips_per_caption: float = 1.3,
+) -> Tensor:
+    """The clips (Bv, Bt, N), bool, of each pair that :class:`BackgroundFiltered` keeps.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses.functional import kept_clips
+        >>> similarity = torch.tensor([[0.9, 0.1], [0.0, 0.1], [0.2, 0.8]])[None, None]
+        >>> kept_clips(similarity)                        # int(1.3 * 2) clips
+        tensor([[[ True, False,  True]]])
+    """
+    check_positive("clips_per_caption", clips_per_caption)
+    return _kept(SimilarityBlock(similarity, clip_mask, caption_mask), clips_per_caption)
+
+
+def _kept(block: SimilarityBlock, clips_per_caption: float) -> Tensor:
+    fit = block.values.detach().masked_fill(~block.captions[..., None, :], -torch.inf).amax(-1)
+    fit = fit.clamp(min=torch.finfo(fit.dtype).min).masked_fill(~block.clips, -torch.inf)
+    place = fit.argsort(dim=-1, descending=True, stable=True).argsort(-1)
+    # float64, as floats of Python are: 1.3 * 10 must not become 12.999999.
+    kept = (clips_per_caption * block.counts[1].double()).floor().clamp(min=1)
+    return block.clips & (place < kept[..., None])

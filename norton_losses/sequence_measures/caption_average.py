@@ -11,37 +11,14 @@ from norton_losses.sequence_measures.measure import AbstractSequenceMeasure, Mea
 from norton_losses.similarity_block import SimilarityBlock
 
 
-def caption_average(
-    similarity: Tensor, clip_mask: Tensor | None = None, caption_mask: Tensor | None = None
-) -> Tensor:
+@final
+class CaptionAverage(AbstractSequenceMeasure):
     r"""Mean over a paragraph's captions of the best clip for each.
 
     .. math:: A = \frac1m \sum_j \max_i S_{ij}
 
-    Args:
-        similarity: (Bv, Bt, N, M), floating.
-        clip_mask: (Bv, N) or (Bv, Bt, N), bool, True where valid; None means all.
-        caption_mask: (Bt, M) or (Bv, Bt, M), bool, True where valid; None means all.
-
-    Returns:
-        (Bv, Bt); 0 where the video or the paragraph is absent.
-
     Source: the paragraph-to-video measure of Xu et al., VideoCLIP, EMNLP 2021, as evaluated in
     Lin et al., ICLR 2024.
-
-    Example:
-        >>> import torch
-        >>> from norton_losses.functional import caption_average
-        >>> similarity = torch.tensor([[0.9, 0.1], [0.2, 0.5]])[None, None]
-        >>> caption_average(similarity)
-        tensor([[0.7000]])
-    """
-    return CaptionAverage()(similarity, clip_mask, caption_mask)
-
-
-@final
-class CaptionAverage(AbstractSequenceMeasure):
-    """Mean over captions of their best clip: see :func:`caption_average`.
 
     Example:
         >>> import torch
@@ -54,3 +31,17 @@ class CaptionAverage(AbstractSequenceMeasure):
     def evaluate(self, block: SimilarityBlock) -> MeasureOutput:
         best = masked_amax(block.values, block.clips[..., None], dim=2)  # (Bv, Bt, M)
         return MeasureOutput(masked_mean(best, block.captions, dim=-1))
+
+
+def caption_average(
+    similarity: Tensor, clip_mask: Tensor | None = None, caption_mask: Tensor | None = None
+) -> Tensor:
+    """Score (Bv, Bt) of similarities (Bv, Bt, N, M) by :class:`CaptionAverage`.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses.functional import caption_average
+        >>> caption_average(torch.tensor([[0.9, 0.1], [0.2, 0.5]])[None, None])
+        tensor([[0.7000]])
+    """
+    return CaptionAverage()(similarity, clip_mask, caption_mask)

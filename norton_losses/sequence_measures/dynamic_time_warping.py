@@ -11,95 +11,24 @@ from torch.nn.functional import pad
 from norton_losses.sequence_measures.alignment import AbstractAlignment, smallest
 
 
-def warping_distance(
-    costs: Tensor, clips: Tensor, captions: Tensor, smoothing: float = 0.0
-) -> Tensor:
-    """D (P,) of P pairs, anti-diagonal by anti-diagonal: all cells of one depend on two before it.
-
-    Args:
-        costs: C (N, M, P), floating.
-        clips, captions: (P,), how many of each a pair has, 1 at least.
-        smoothing: of the minimum.
-    """
-    n, m, pairs = costs.shape
-    flat = costs.flatten(0, 1)  # (N * M, P): M - 1 entries further is one clip on, one caption back
-    ends = clips + captions - 2  # the anti-diagonal of a pair's last cell
-
-    def framed(cells: Tensor) -> Tensor:  # what lies outside the matrix is infinitely far
-        return pad(cells, (0, 0, 1, 1), value=torch.inf)
-
-    before, last, distances = framed(flat[:0]), framed(flat[:1]), flat[0]
-    first_before, first_last = 0, 0  # the clips that anti-diagonals k - 2 and k - 1 begin with
-    for k in range(1, n + m - 1):
-        first, final_clip = max(k - m + 1, 0), min(k, n - 1)
-        size = final_clip - first + 1
-        start = first * m + k - first
-        cost = flat[start : start + (size - 1) * (m - 1) + 1 : max(m - 1, 1)]
-        across = before[first - first_before :][:size]  # D[a-1, b-1]
-        down = last[first - first_last :][:size]  # D[a-1, b]
-        along = last[first - first_last + 1 :][:size]  # D[a, b-1]
-        cells = framed(cost + smallest((across, down, along), smoothing))
-        before, last, first_before, first_last = last, cells, first_last, first
-        at_clip = cells.gather(0, (clips - first).clamp(0, size + 1).expand(1, pairs))[0]
-        distances = torch.where(ends == k, at_clip, distances)
-    return distances
-
-
-def dynamic_time_warping(
-    similarity: Tensor,
-    clip_mask: Tensor | None = None,
-    caption_mask: Tensor | None = None,
-    *,
-    smoothing: float = 0.0,
-) -> Tensor:
+@final
+class DynamicTimeWarping(AbstractAlignment):
     r"""Minus the least cost of matching a video to a paragraph in order, per clip and caption.
 
     .. math:: D_{ab} = C_{ab} + \min(D_{a-1,b-1}, D_{a-1,b}, D_{a,b-1}), \quad C = 1 - S,
               \quad A = -\frac{D_{nm}}{n + m}
 
     Every clip and every caption is matched at least once. With ``smoothing`` :math:`\gamma` above 0
-    the minimum is :math:`-\gamma \log \sum \exp(-\cdot / \gamma)`, smooth in S.
+    the minimum is :math:`-\gamma \log \sum \exp(-\cdot / \gamma)`, smooth in S (soft-DTW); at 0 the
+    gradient follows one of the best paths.
 
     Args:
-        similarity: S (Bv, Bt, N, M), floating; clips and captions in their order in time.
-        clip_mask: (Bv, N) or (Bv, Bt, N), bool, True where valid; None means all. The others leave
-            no gap.
-        caption_mask: (Bt, M) or (Bv, Bt, M), bool, True where valid; None means all.
         smoothing: gamma, 0 or above, in units of similarity.
-
-    Returns:
-        (Bv, Bt), float32 or wider; 0 where the video or the paragraph is absent. Where
-        ``smoothing`` is 0 the gradient follows one of the best paths.
-
-    Raises:
-        ValueError: a wrong rank, masks of another shape, ``smoothing`` below 0.
-        TypeError: a similarity that is not floating, masks that are not bool.
-
-    Source: Sakoe and Chiba, 1978; the smooth form is that of Cuturi and Blondel, ICML 2017.
-
-    Example:
-        >>> import torch
-        >>> from norton_losses.functional import dynamic_time_warping
-        >>> in_order = torch.eye(3)[None, None]
-        >>> dynamic_time_warping(in_order)
-        tensor([[0.]])
-        >>> dynamic_time_warping(in_order.flip(-1))       # backwards: two costs of 1 over 3 + 3
-        tensor([[-0.3333]])
-    """
-    return DynamicTimeWarping(smoothing)(similarity, clip_mask, caption_mask)
-
-
-@final
-class DynamicTimeWarping(AbstractAlignment):
-    r"""Matches clips and captions in order: see :func:`dynamic_time_warping`.
-
-    Args:
-        smoothing: gamma, 0 or above, in units of similarity. Above 0 it is soft-DTW.
 
     Raises:
         ValueError: ``smoothing`` below 0.
 
-    Source: Sakoe and Chiba, 1978; Cuturi and Blondel, ICML 2017.
+    Source: Sakoe and Chiba, 1978; the smooth form is that of Cuturi and Blondel, ICML 2017.
 
     Example:
         >>> import torch
@@ -111,4 +40,45 @@ class DynamicTimeWarping(AbstractAlignment):
     """
 
     def distance(self, costs: Tensor, clips: Tensor, captions: Tensor) -> Tensor:
-        return warping_distance(costs, clips, captions, self.smoothing)
+        # Anti-diagonal by anti-diagonal: all cells of one depend on the two before it.
+        n, m, pairs = costs.shape
+        flat = costs.flatten(0, 1)  # (N * M, P): M - 1 further is one clip on, one caption back
+        ends = clips + captions - 2  # the anti-diagonal of a pair's last cell
+
+        def framed(cells: Tensor) -> Tensor:  # what lies outside the matrix is infinitely far
+            return pad(cells, (0, 0, 1, 1), value=torch.inf)
+
+        before, last, distances = framed(flat[:0]), framed(flat[:1]), flat[0]
+        first_before, first_last = 0, 0  # the clips that anti-diagonals k - 2 and k - 1 begin with
+        for k in range(1, n + m - 1):
+            first, final_clip = max(k - m + 1, 0), min(k, n - 1)
+            size = final_clip - first + 1
+            start = first * m + k - first
+            cost = flat[start : start + (size - 1) * (m - 1) + 1 : max(m - 1, 1)]
+            across = before[first - first_before :][:size]  # D[a-1, b-1]
+            down = last[first - first_last :][:size]  # D[a-1, b]
+            along = last[first - first_last + 1 :][:size]  # D[a, b-1]
+            cells = framed(cost + smallest((across, down, along), self.smoothing))
+            before, last, first_before, first_last = last, cells, first_last, first
+            at_clip = cells.gather(0, (clips - first).clamp(0, size + 1).expand(1, pairs))[0]
+            distances = torch.where(ends == k, at_clip, distances)
+        return distances
+
+
+def dynamic_time_warping(
+    similarity: Tensor,
+    clip_mask: Tensor | None = None,
+    caption_mask: Tensor | None = None,
+    *,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Score (Bv, Bt) of similarities (Bv, Bt, N, M) by :class:`DynamicTimeWarping`.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses.functional import dynamic_time_warping
+        >>> backwards = torch.eye(3)[None, None].flip(-1)
+        >>> dynamic_time_warping(backwards)               # two costs of 1 over 3 + 3
+        tensor([[-0.3333]])
+    """
+    return DynamicTimeWarping(smoothing)(similarity, clip_mask, caption_mask)
