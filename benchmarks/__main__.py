@@ -26,24 +26,19 @@ def run(arguments: Sequence[str]) -> int:
     """Measure suites, print a table of each, keep the rows; 1 if anything was wrong or failed."""
     parser = argparse.ArgumentParser("python -m benchmarks", description=run.__doc__)
     _common(parser)
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--smoke", action="store_true", help="tiny shapes, nothing kept, no figures")
-    size.add_argument("--full", action="store_true", help="the sizes of the committed results")
     parser.add_argument("--results", type=Path, help="folder for the rows")
     parser.add_argument("--fresh", action="store_true", help="forget the rows on file")
     options = parser.parse_args(arguments)
-    _prepare(options)
-    chosen = "smoke" if options.smoke else "full" if options.full else "quick"
-    settings = Settings(chosen, options.device, options.dtype)
+    settings = _prepare(options)
     wrong = 0
     with tempfile.TemporaryDirectory() as nowhere:
         places = {"smoke": Path(nowhere), "quick": QUICK, "full": COMMITTED}
-        folder = options.results or places[chosen]
+        folder = options.results or places[settings.size]
         for suite in options.suites:
             record = run_suite(suite, settings, folder, fresh=options.fresh)
             print(f"\n{printed(record)}\n", flush=True)
             wrong += sum(row["status"] in ("wrong", "failed") for row in record["rows"])
-        if chosen != "smoke":
+        if settings.size != "smoke":
             _tell(draw_all(folder))
     if wrong:
         print(f"{wrong} rows are wrong or failed, and were not timed", file=sys.stderr)
@@ -51,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def plot(arguments: Sequence[str]) -> int:
-    """Rebuild every figure and every table of the pages from the committed results."""
+    """Rebuild every figure, and every table beside them and in the documentation."""
     argparse.ArgumentParser("python -m benchmarks plot", description=plot.__doc__).parse_args(
         arguments
     )
@@ -66,26 +61,24 @@ def compare_with(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("base", help="a commit, branch or tag")
     _common(parser)
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--smoke", action="store_true", help="tiny shapes")
-    size.add_argument("--full", action="store_true", help="the sizes of the committed results")
     parser.add_argument("--rounds", type=int, default=11)
     options = parser.parse_args(arguments)
-    _prepare(options)
-    chosen = "smoke" if options.smoke else "full" if options.full else "quick"
-    settings = Settings(chosen, options.device, options.dtype)
+    settings = _prepare(options)
     print(compare(options.base, options.suites, settings, options.rounds))
     return 0
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("suites", nargs="*", metavar="suite", help=", ".join(SUITES))
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--smoke", action="store_true", help="tiny shapes, nothing kept")
+    size.add_argument("--full", action="store_true", help="the sizes of the committed results")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--threads", type=int, help="of torch on the CPU; default: its own choice")
 
 
-def _prepare(options: argparse.Namespace) -> None:
+def _prepare(options: argparse.Namespace) -> Settings:
     unknown = [suite for suite in options.suites if suite not in SUITES]
     if unknown:
         sys.exit(f"no suite named {', '.join(unknown)}; there are {', '.join(SUITES)}")
@@ -97,6 +90,8 @@ def _prepare(options: argparse.Namespace) -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # of peers
     # A first call is to show what compiling takes, not what an earlier run left on the disk.
     os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+    size = "smoke" if options.smoke else "full" if options.full else "quick"
+    return Settings(size, options.device, options.dtype)
 
 
 def _tell(written: Sequence[Path]) -> None:

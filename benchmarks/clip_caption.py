@@ -72,8 +72,6 @@ def work(
         sweep=sweep,
         value_tolerance=2e-5,
         gradient_tolerance=2e-4,
-        flops=6.0 * pairs**2 * width,
-        bytes=16.0 * pairs * width,
     )
 
 

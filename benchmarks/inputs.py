@@ -16,17 +16,6 @@ def lengths(count: int, most: int, least: int, g: torch.Generator) -> Tensor:
     return drawn
 
 
-def token_masks(
-    clips: int, frames: int, words: int, g: torch.Generator, *, ragged: bool
-) -> tuple[Tensor, Tensor]:
-    """Of frames (K, F) and of words (K, W)."""
-    frame_mask, word_mask = (
-        torch.arange(most) < lengths(clips, most, least if ragged else most, g)[:, None]
-        for most, least in ((frames, max(frames // 6, 1)), (words, max(words // 4, 1)))
-    )
-    return frame_mask, word_mask
-
-
 def tokens(
     clips: int, frames: int, words: int, width: int, *, ragged: bool, length: int | None = None
 ) -> Inputs:
@@ -36,15 +25,18 @@ def tokens(
     and 8 to 32. With ``length`` the leading dimension is (K / length, length).
     """
     g = torch.Generator().manual_seed(0)
-    masks = token_masks(clips, frames, words, g, ragged=ragged)
+    frame_mask, word_mask = (
+        torch.arange(most) < lengths(clips, most, least if ragged else most, g)[:, None]
+        for most, least in ((frames, max(frames // 6, 1)), (words, max(words // 4, 1)))
+    )
+    video = normalize(torch.randn(clips, frames, width, generator=g), dim=-1)
+    text = normalize(torch.randn(clips, words, width, generator=g), dim=-1)
     made = {
-        "video": normalize(torch.randn(clips, frames, width, generator=g), dim=-1),
-        "text": normalize(torch.randn(clips, words, width, generator=g), dim=-1),
-        "frame_mask": masks[0],
-        "word_mask": masks[1],
+        "video": video * frame_mask[..., None],
+        "text": text * word_mask[..., None],
+        "frame_mask": frame_mask,
+        "word_mask": word_mask,
     }
-    made["video"] *= masks[0][..., None]
-    made["text"] *= masks[1][..., None]
     if length is not None:
         made = {name: tensor.unflatten(0, (-1, length)) for name, tensor in made.items()}
     for name in ("video", "text"):

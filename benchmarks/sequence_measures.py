@@ -69,7 +69,6 @@ def alignment(name: str, videos: int, claims: tuple[Claim, ...] = ()) -> Work:
         lambda made: prepared(of_all_pairs, made),
         modes=("no-grad",),
         value_tolerance=1e-6,
-        bytes=4 * entries,
         claims=claims,
     )
 
@@ -89,7 +88,6 @@ def smooth(name: str, videos: int) -> Work:
         ),
         lambda made: prepared(soft, made),
         modes=("forward+backward",),
-        bytes=8 * entries,
     )
 
 
@@ -145,8 +143,6 @@ def retrieval(videos: int, length: int, width: int, claims: tuple[Claim, ...] = 
         contenders,
         lambda made: by_video(made, naive.caption_average),
         modes=("no-grad",),
-        flops=2 * entries * width,
-        bytes=4 * entries,
         claims=claims,
     )
 

@@ -105,8 +105,6 @@ def small(
         modes=("no-grad",),
         sweep=sweep,
         value_tolerance=1e-4 / n,  # an entry of a plan is near 1 / n at most
-        flops=4.0 * STEPS * count * n**2,
-        bytes=4.0 * count * n**2,
         memory=sweep is not None,
         claims=claims,
     )
@@ -129,8 +127,6 @@ def large(n: int, claims: tuple[Claim, ...] = ()) -> Work:
         lambda made: solved(TorchSinkhorn(STEPS, domain="log"), explicit(made["scores"])),
         modes=("no-grad",),
         value_tolerance=1e-4 / n,
-        flops=4.0 * STEPS * n**2,
-        bytes=4.0 * n**2,
         claims=claims,
     )
 
@@ -152,8 +148,6 @@ def cloud(n: int, width: int = 8) -> Work:
         ),
         modes=("no-grad",),
         value_tolerance=1e-4 / n,
-        flops=4.0 * STEPS * n**2 * width,
-        bytes=8.0 * n * width,
     )
 
 

@@ -21,7 +21,7 @@ jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not install
 from benchmarks import SUITES, token_similarity, works_of  # noqa: E402
 from benchmarks.harness import machine, memory, results, tables, worker  # noqa: E402
 from benchmarks.harness.clock import CUDAClock, in_turns, time_in_turns  # noqa: E402
-from benchmarks.harness.compare import tree_of  # noqa: E402
+from benchmarks.harness.compare import compare, tree_of  # noqa: E402
 from benchmarks.harness.job import Job, prepare  # noqa: E402
 from benchmarks.harness.passes import one_pass  # noqa: E402
 from benchmarks.harness.suite import Settings, measure, obstacle, run_suite  # noqa: E402
@@ -275,9 +275,6 @@ def test_an_unknown_suite_is_refused() -> None:
 def toy(monkeypatch, tmp_path: Path) -> Callable[..., results.Record]:
     """Runs the toy suite as a real one is run, in a folder of its own."""
     monkeypatch.setattr("benchmarks.harness.suite.works_of", lambda suite, size: [squares()])
-    monkeypatch.setattr(
-        "benchmarks.harness.suite.ceilings", lambda device: {"flops_per_s": 1.0, "bytes_per_s": 1.0}
-    )
     monkeypatch.setattr("benchmarks.harness.suite.peak_bytes", lambda job: 1024.0)
     monkeypatch.setattr("benchmarks.harness.suite.source_digest", lambda suite: "1" * 16)
 
@@ -366,7 +363,7 @@ def test_what_was_not_measured_says_so(toy) -> None:
     record = json.loads(json.dumps(toy()))
     record["claims"][0]["ours"] = "nobody"
     assert "not measured" in tables.claims_table(record)
-    page = "<!-- results: token_similarity--tpu rows -->\nold\n<!-- end of results -->"
+    page = "<!-- results: token_similarity--tpu claims -->\nold\n<!-- end of results -->"
     assert "not measured.\n<!-- end" in tables.rewritten(page)
 
 
@@ -398,9 +395,25 @@ def test_claims_are_computed_from_rows(toy, quantity: str, expected: float) -> N
 
 
 def test_every_page_has_the_committed_results() -> None:
-    for page in tables.PAGES:
-        text = page.read_text()
-        assert tables.rewritten(text) == text, f"{page.name} is stale; python -m benchmarks plot"
+    """The documentation, and the table of every row beside each file."""
+    stale = [page.name for page in tables.stale_pages()]
+    assert not stale, "python -m benchmarks plot"
+    stems = [{path.stem for path in results.COMMITTED.glob(kind)} for kind in ("*.md", "*.json")]
+    assert stems[0] == stems[1]
+
+
+def test_what_was_changed_by_hand_is_stale(toy, monkeypatch, tmp_path: Path) -> None:
+    toy()
+    page = tmp_path / "page.md"
+    page.write_text("<!-- results: toy--cpu claims -->\nold\n<!-- end of results -->\n")
+    monkeypatch.setattr(tables, "COMMITTED", tmp_path)
+    monkeypatch.setattr(tables, "PAGES", (page,))
+    assert tables.rewrite_pages() == [page, tmp_path / "toy--cpu.md"]
+    assert "x ** 2" in page.read_text()
+    assert all(mode in (tmp_path / "toy--cpu.md").read_text() for mode in ("no-grad", "at least"))
+    assert not tables.rewrite_pages()
+    (tmp_path / "toy--cpu.md").write_text("by hand")
+    assert list(tables.stale_pages()) == [tmp_path / "toy--cpu.md"]
 
 
 def test_committed_results_keep_the_schema() -> None:
@@ -462,8 +475,26 @@ def test_the_smoke_run_measures_every_suite() -> None:
 def test_two_trees_compete_in_turns() -> None:
     run = run_module("compare", "HEAD", "video_paragraph", "--smoke", "--rounds", "3")
     assert run.returncode == 0, run.stderr
-    line = next(line for line in run.stdout.splitlines() if line.startswith("| 4 videos"))
-    assert re.search(r"\| \d+\.\d\d +\| \d+\.\d\d - \d+\.\d\d", line), line
+    lines = [line for line in run.stdout.splitlines() if re.match(r"\| (4 videos| )", line)]
+    found = [re.search(r"\| (\d+\.\d\d) +\| \d+\.\d\d - \d+\.\d\d", line) for line in lines]
+    assert len(found) == 3
+    assert all(found), lines
+    smallest = min(match[1] for match in found if match)
+    assert run.stdout.splitlines()[-1].startswith(f"smallest ratio: {smallest}, of 4 videos")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_what_the_other_tree_does_not_have_says_so(monkeypatch) -> None:
+    (known, *_) = works_of("video_paragraph", "smoke")
+    stranger = replace(known.contenders[0], name="newcomer")
+    works = [squares(), replace(known, contenders=[stranger])]
+    monkeypatch.setattr("benchmarks.harness.compare.works_of", lambda *_: works)
+    lines = compare("HEAD", ["video_paragraph"], SMOKE, 3).splitlines()
+    assert [line.split("|")[4].strip() for line in lines[2:4]] == ["not in HEAD"] * 2
+    assert lines[-1] == "no ratio"
+    monkeypatch.setattr("benchmarks.harness.compare.works_of", lambda *_: [squares()])
+    assert "not in HEAD" in compare("HEAD", ["no_such_suite"], SMOKE, 3)
 
 
 def test_a_worker_times_nothing_wrong(monkeypatch) -> None:
@@ -486,13 +517,15 @@ def test_a_worker_times_nothing_wrong(monkeypatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
-def test_the_other_tree_brings_its_own_package() -> None:
+def test_the_other_tree_brings_its_own_package_and_suites() -> None:
+    def said(*command: str) -> str:
+        return subprocess.run(command, capture_output=True, text=True, cwd=tree, check=True).stdout
+
     with tree_of("HEAD") as tree:
-        where = "import norton_losses; print(norton_losses.__file__)"
-        run = subprocess.run(
-            [sys.executable, "-c", where], capture_output=True, text=True, cwd=tree, check=True
-        )
-        assert Path(run.stdout.strip()).is_relative_to(tree)
+        for package in ("norton_losses", "benchmarks"):
+            where = f"import {package}; print({package}.__file__)"
+            assert Path(said(sys.executable, "-c", where).strip()).is_relative_to(tree)
+        assert not said("git", "status", "--porcelain")  # the commit's own files, all of them
     assert not tree.exists()
 
 

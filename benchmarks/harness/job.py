@@ -15,7 +15,10 @@ from benchmarks.harness.work import Contender, Inputs, Mode, Prepared, Size, Wor
 
 @dataclass(frozen=True)
 class Job:
-    """What another process is to prepare."""
+    """What another process is to prepare, in this tree or in that of another commit.
+
+    A tree knows the fields of its own day alone, so they stay as they are.
+    """
 
     suite: str
     size: Size
@@ -39,7 +42,10 @@ class Ready:
 
 
 def prepare(job: Job) -> Ready:
-    """What a job names, from the suites of the tree that this process runs in."""
+    """What a job names, from the suites of the tree that this process runs in.
+
+    StopIteration where they have no such work or contender, and :mod:`compare` relies on it.
+    """
     torch.set_num_threads(job.threads)
     work = next(w for w in works_of(job.suite, job.size) if w.name == job.work)
     contender = work.of(job.contender)

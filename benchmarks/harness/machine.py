@@ -1,8 +1,7 @@
-"""Where and with what a figure was measured, and what this machine can do at best."""
+"""Where and with what a figure was measured, and what is free there."""
 
 from __future__ import annotations
 
-import datetime
 import functools
 import hashlib
 import os
@@ -14,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from benchmarks.harness.clock import clock_for
 
 ROOT = Path(__file__).parents[2]
 _MEASURING = ("clock", "gate", "job", "machine", "memory", "passes", "suite", "work")
@@ -82,20 +79,6 @@ def commit() -> str:
         return "unknown"
     changed = _output("git", "status", "--porcelain", "--", "norton_losses", "benchmarks/*.py")
     return head + " with changes" * bool(changed)
-
-
-def today() -> str:
-    return datetime.date.today().isoformat()
-
-
-def ceilings(device: str) -> dict[str, float]:
-    """The fastest of nine matrix products and of nine copies: the roof of the roofline."""
-    side, length = (4096, 1 << 28) if device == "cuda" else (2048, 1 << 26)
-    x, y = torch.randn(side, side, device=device), torch.randn(length, device=device)
-    product, copy, clock = torch.empty_like(x), torch.empty_like(y), clock_for(device)
-    multiply = [clock(lambda: torch.mm(x, x, out=product)) for _ in range(9)]
-    stream = [clock(lambda: copy.copy_(y)) for _ in range(9)]
-    return {"flops_per_s": 2 * side**3 / min(multiply), "bytes_per_s": 8 * length / min(stream)}
 
 
 def free_bytes(device: str) -> float:

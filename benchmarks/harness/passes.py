@@ -35,12 +35,10 @@ def value_and_gradients(
     return result.detach(), torch.autograd.grad(result, prepared.leaves, upstream.to(result))
 
 
-def training_step(prepared: Prepared) -> Tensor:
-    loss = prepared.read(prepared.call())
-    loss.backward()
+def training_step(prepared: Prepared) -> None:
+    prepared.read(prepared.call()).backward()
     if prepared.step is not None:
         prepared.step()
-    return loss.detach()
 
 
 def upstream_of(result: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import jsonschema
 
 import norton_losses
 from benchmarks.harness.machine import ROOT
-from benchmarks.harness.work import Claim, Mode, Role, Work
+from benchmarks.harness.work import Mode, Role
 
 RESULTS = ROOT / "benchmarks" / "results"
 COMMITTED = RESULTS / norton_losses.__version__
@@ -34,8 +34,6 @@ class Row:
     role: Role
     version: str | None
     against: str | None
-    flops: float | None
-    bytes: float | None
     commit: str
     date: str
     status: str = "timed"
@@ -64,21 +62,15 @@ class Row:
 
 def new_record(suite: str, size: str, source: str, machine: Record) -> Record:
     return {
-        "format": 1,
+        "format": 2,
         "suite": suite,
         "size": size,
         "version": norton_losses.__version__,
         "source": source,
         "machine": machine,
-        "ceilings": {},
         "rows": [],
         "claims": [],
     }
-
-
-def claim_record(work: Work, claim: Claim, dtype: str) -> Record:
-    mode = work.heaviest if claim.mode is None else claim.mode
-    return {"work": work.name, "dtype": dtype, **asdict(claim), "mode": mode}
 
 
 def validate(record: Record) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +16,10 @@ from benchmarks import works_of
 from benchmarks.harness.clock import clock_for, time_in_turns
 from benchmarks.harness.gate import Answer, judge, reference_answer
 from benchmarks.harness.job import Job
-from benchmarks.harness.machine import (
-    ceilings,
-    commit,
-    describe,
-    free_bytes,
-    installed,
-    source_digest,
-    today,
-)
+from benchmarks.harness.machine import commit, describe, free_bytes, installed, source_digest
 from benchmarks.harness.memory import give_back, peak_bytes
 from benchmarks.harness.passes import one_pass, upstream_of
-from benchmarks.harness.results import (
-    Record,
-    Row,
-    claim_record,
-    new_record,
-    path_of,
-    resumed,
-    rows_of,
-    save,
-)
+from benchmarks.harness.results import Record, Row, new_record, path_of, resumed, rows_of, save
 from benchmarks.harness.work import CannotTakePartError, Contender, Inputs, Mode, Size, Work, placed
 
 BUDGET_S: dict[Size, float] = {"smoke": 0.0, "quick": 1.0, "full": 15.0}  # of one mode's rounds
@@ -68,7 +52,6 @@ def run_suite(
     record = new_record(suite, settings.size, source_digest(suite), machine)
     if not fresh:
         record = resumed(path, record)
-    record["ceilings"] = record["ceilings"] or ceilings(settings.device)
     for number, work in enumerate(works_of(suite, settings.size)):
         for mode in work.modes:
             if rows_of(record, work.name, mode, settings.dtype):
@@ -80,7 +63,8 @@ def run_suite(
             save(path, record)
         known = [claim["work"] for claim in record["claims"] if claim["dtype"] == settings.dtype]
         if work.name not in known:
-            record["claims"] += [claim_record(work, c, settings.dtype) for c in work.claims]
+            about = {"work": work.name, "mode": work.heaviest, "dtype": settings.dtype}
+            record["claims"] += [{**about, **asdict(claim)} for claim in work.claims]
     save(path, record)
     return record
 
@@ -180,10 +164,8 @@ def _row(work: Work, contender: Contender, mode: Mode, settings: Settings) -> Ro
         role=contender.role,
         version=f"{contender.needs} {found}" if found else None,
         against=contender.against or (naive[0] if naive else None),
-        flops=work.flops if mode == work.heaviest else None,
-        bytes=work.bytes if mode == work.heaviest else None,
         commit=commit(),
-        date=today(),
+        date=datetime.date.today().isoformat(),
     )
 
 

@@ -1,4 +1,4 @@
-"""Tables of a record: in the terminal, and in the pages that show committed results."""
+"""Tables of a record: in the terminal, beside the committed rows, and in the documentation."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ PAGES = (
 )
 
 
-def rows_table(record: Record, *, sweeps: bool = True) -> str:
+def rows_table(record: Record) -> str:
     """Every contender of every work: time, ratio to naive, multiple of the floor, peak, errors."""
     head = ["work", "pass", "contender", "median", "20-80 %", "rounds", "naive / it", "it / floor"]
     head += ["peak, MiB", "value error", "gradient error"]
     lines: list[list[str]] = []
     for row in record["rows"]:
-        if row["sweep"] and not sweeps:
-            continue
         if (reason := _nobody(record, row["work"])) is not None:
             if row is rows_of(record, row["work"], row["mode"], row["dtype"])[0]:
                 lines.append([row["work"], row["mode"], "all", reason, *[""] * 7])
             continue
         name = "floor: " * (row["role"] == "floor") + row["contender"]
         name += f" ({row['version']})" if row["version"] else ""
-        line = [row["work"], row["mode"] + _dtype(row), name]
+        dtype = "" if row["dtype"] == "float32" else f", {row['dtype']}"
+        line = [row["work"], row["mode"] + dtype, name]
         if row["status"] != "timed":
             lines.append([*line, f"{row['status']}: {row['reason']}", *[""] * 5, *_errors(row)])
             continue
         low, high = _seconds(row["q20_s"]), _seconds(row["q80_s"])
-        naive, bottom = _row(record, row, row["against"]), _floor(record, row)
+        naive = _beside(record, row, "contender", row["against"])
+        bottom = _beside(record, row, "role", "floor")
         compared = row["role"] in ("ours", "peer")
         lines.append(
             [
@@ -104,12 +104,9 @@ def machine_line(record: Record) -> str:
     dates = sorted({row["date"] for row in rows})
     span = " to ".join(dict.fromkeys([dates[0], dates[-1]]))
     commits = sorted({row["commit"] for row in rows})
-    roof = record["ceilings"]
     return (
         f"{device}, {machine['threads']} threads, torch {machine['torch']}, {peers}; commit "
-        f"{', '.join(commits)}, {span}. At best this machine did "
-        f"{roof['flops_per_s'] / 1e9:.0f} GFLOP/s in matrix products and "
-        f"{roof['bytes_per_s'] / 1e9:.1f} GB/s in copies, float32."
+        f"{', '.join(commits)}, {span}."
     )
 
 
@@ -143,7 +140,7 @@ def achieved(record: Record, claim: Record) -> tuple[float, float, float] | None
 
 
 def printed(record: Record) -> str:
-    """What a run shows at its end."""
+    """All of a record: what a run shows at its end, and what lies beside committed rows."""
     parts = [f"# {record['suite']}, {record['size']}", machine_line(record), rows_table(record)]
     if record["claims"]:
         parts.append(claims_table(record))
@@ -151,7 +148,6 @@ def printed(record: Record) -> str:
 
 
 BLOCKS: dict[str, Callable[[Record], str]] = {
-    "rows": lambda record: rows_table(record, sweeps=False),
     "claims": claims_table,
     "compile": compile_table,
     "machine": machine_line,
@@ -163,27 +159,33 @@ BLOCK = re.compile(
 )
 
 
-def rewritten(page: str, folder: Path = COMMITTED) -> str:
+def rewritten(page: str) -> str:
     """A page with each of its result blocks as the committed files have it."""
 
     def block(match: re.Match[str]) -> str:
-        path = path_of(folder, match["suite"], match["device"])
+        path = path_of(COMMITTED, match["suite"], match["device"])
         text = BLOCKS[match["what"]](load(path)) if path.exists() else NOT_MEASURED + "."
         return f"{match[1]}{text}\n{match[5]}"
 
     return BLOCK.sub(block, page)
 
 
+def stale_pages() -> dict[Path, str]:
+    """What to write where: the pages of PAGES, and a table beside each file, that differ."""
+    pages = {page: rewritten(page.read_text()) for page in PAGES}
+    for path in sorted(COMMITTED.glob("*--*.json")):
+        pages[path.with_suffix(".md")] = printed(load(path)) + "\n"
+    return {
+        page: text for page, text in pages.items() if not page.exists() or page.read_text() != text
+    }
+
+
 def rewrite_pages() -> list[Path]:
     """Bring every page up to date; returns those that were not."""
-    changed = []
-    for page in PAGES:
-        text = page.read_text()
-        new = rewritten(text)
-        if new != text:
-            page.write_text(new)
-            changed.append(page)
-    return changed
+    stale = stale_pages()
+    for page, text in stale.items():
+        page.write_text(text)
+    return list(stale)
 
 
 def ratio_of_rounds(ours: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
@@ -200,18 +202,11 @@ def _nobody(record: Record, work: str) -> str | None:
     return reasons.pop() if skipped and len(reasons) == 1 else None
 
 
-def _row(record: Record, like: Record, contender: str | None) -> Record | None:
-    """The timed row of another contender in the same rounds."""
-    for row in rows_of(record, like["work"], like["mode"], like["dtype"]):
-        if row["contender"] == contender and row["status"] == "timed":
-            return row
-    return None
-
-
-def _floor(record: Record, like: Record) -> Record | None:
-    for row in rows_of(record, like["work"], like["mode"], like["dtype"]):
-        if row["role"] == "floor" and row["status"] == "timed":
-            return row
+def _beside(record: Record, row: Record, field: str, value: str | None) -> Record | None:
+    """The timed row of the same rounds that has this value in this field."""
+    for other in rows_of(record, row["work"], row["mode"], row["dtype"]):
+        if other[field] == value and other["status"] == "timed":
+            return other
     return None
 
 
@@ -238,10 +233,6 @@ def _seconds(seconds: float) -> str:
 def _errors(row: Record) -> list[str]:
     values = row["value_error"], row["gradient_error"]
     return ["" if value is None else f"{value:.0e}" for value in values]
-
-
-def _dtype(row: Record) -> str:
-    return "" if row["dtype"] == "float32" else f", {row['dtype']}"
 
 
 def _target(claim: Record) -> str:

@@ -77,6 +77,8 @@ class Contender:
 class Claim:
     """A comparison of two contenders, or a peak, that somebody set out to reach, or published.
 
+    It is about the work's heaviest mode.
+
     Attributes:
         ours, against: names of contenders; nothing is against a ``"peak memory"``.
         quantity: ``"faster"`` is time of the other over ours, ``"times the floor"`` the reverse,
@@ -84,7 +86,6 @@ class Claim:
             ``"added time"`` is ours over the other, less one, in per cent.
         at_least, at_most: the target, if there is one.
         published: the figure of the paper, from another machine.
-        mode: in which it holds; None means the work's heaviest.
     """
 
     ours: str
@@ -93,7 +94,6 @@ class Claim:
     at_least: float | None = None
     at_most: float | None = None
     published: float | None = None
-    mode: Mode | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,6 @@ class Work:
         sweep: the parameter that grows from work to work, if a figure shows that.
         value_tolerance: largest difference from the reference, in float32.
         gradient_tolerance: the same for gradients, over the largest entry of each.
-        flops, bytes: the least that the mathematics needs in the heaviest mode, for the roofline.
         memory: whether peaks are measured.
         fewest_rounds: more than 3 where differences are small, whatever they take.
         device: the only kind of device that it is for; None means any.
@@ -126,8 +125,6 @@ class Work:
     sweep: str | None = None
     value_tolerance: float = 1e-5
     gradient_tolerance: float = 1e-4
-    flops: float | None = None
-    bytes: float | None = None
     memory: bool = True
     fewest_rounds: int = 3
     device: str | None = None
@@ -142,7 +139,7 @@ class Work:
 
 
 def heaviest(modes: Collection[Mode]) -> Mode:
-    """The one that does most: peaks and rooflines are of it."""
+    """The one that does most: peaks, claims and figures are of it."""
     order: tuple[Mode, ...] = ("training step", "forward+backward", "forward", "no-grad")
     return next(mode for mode in order if mode in modes)
 

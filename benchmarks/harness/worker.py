@@ -1,7 +1,8 @@
 """A contender in a process of its own that waits for its turns, so that two trees can compete.
 
 ``python -m benchmarks.harness.worker JOB`` prepares what JOB names, lets the gate judge it, and
-says that it is ready. Then it answers each line on stdin by the seconds of one pass.
+says that it is ready. Then it answers each line on stdin by the seconds of one pass. Workers of
+other commits answer ``compare`` as well, so what is said here stays as it is.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class Worker:
             if line.startswith(_MARK):
                 return line.removeprefix(_MARK).strip()
             said.append(line)
-        raise RuntimeError("".join(said).strip() or f"it stopped: {self._process.wait()}")
+        self._process.communicate()  # closes the pipes: no exit follows a failed entry
+        raise RuntimeError("".join(said).strip() or f"it stopped: {self._process.returncode}")
 
 
 def check(ready: Ready, job: Job) -> None:
