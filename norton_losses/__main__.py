@@ -1,4 +1,4 @@
-"""``python -m norton_losses``: which backends work on this machine, why not, and how to mend it."""
+"""``python -m norton_losses``: which Sinkhorn backends work here, and how to mend the others."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def report() -> str:
 
 
 def _failure(backend: str, device: str) -> str:
-    """Why a tiny problem is not solved here; nothing if it is."""
+    """Why this backend fails on a tiny problem; empty if it works."""
     even = torch.full((2,), 0.5, device=device).log()
     points = torch.eye(2, device=device)
     explicit = TransportProblem(points, even, even, epsilon=1.0)
@@ -51,7 +51,7 @@ def _failure(backend: str, device: str) -> str:
             solver = resolve(backend)
             only_points = solver.supports(cloud).ok and not solver.supports(explicit).ok
             plan = solver.solve(cloud if only_points else explicit)
-    except Exception as error:  # whatever stands in the way is what the user wants to read
+    except Exception as error:  # the table shows any failure
         return " ".join(str(error).split())
     return "" if plan.converged else "it found a wrong plan of a 2 x 2 problem; please report this"
 

@@ -1,4 +1,4 @@
-"""Arrays of numpy or torch, checked, as numpy in float64."""
+"""Checked conversion of numpy and torch arrays to numpy."""
 
 from __future__ import annotations
 

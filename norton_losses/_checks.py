@@ -1,6 +1,6 @@
-"""Errors that name the rule, what was received, and the remedy; all of them before any work.
+"""Input checks, whose errors name the rule, what was received, and the remedy.
 
-Only shapes, dtypes, devices and Python numbers are read here: looking at a tensor's values
+They read shapes, dtypes, devices and Python numbers, never the values of a tensor: reading those
 would make a training step wait for the GPU.
 """
 
@@ -98,7 +98,7 @@ def check_not_negative(name: str, value: float) -> None:
 
 
 def _check_number(name: str, value: object) -> None:
-    # A tensor would pass for a number, and a parameter would silently never be trained.
+    # A tensor acts as a number, and a parameter passed here would silently never be trained.
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a plain number, got {value!r}; if it is a tensor, call "
                         ".item()")  # fmt: skip

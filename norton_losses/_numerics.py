@@ -1,4 +1,4 @@
-"""Arithmetic that stays finite, in value and gradient, where plain arithmetic would not.
+"""Masked and normalising operations whose values and gradients stay finite.
 
 Absent entries are handled by mask, never by large constants, so that -inf never meets -inf.
 """
@@ -34,8 +34,8 @@ class _Unit(torch.autograd.Function):
     @staticmethod
     def forward(vectors: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         units = vectors.clone() if mask is None else vectors.masked_fill(~mask[..., None], 0)
-        # Divided by their largest entry first: squares of entries near the dtype's limits would
-        # otherwise leave its range.
+        # Divided by the largest entry first: squares of entries near the dtype's limits would leave
+        # its range.
         largest = torch.maximum(units.amax(-1, keepdim=True), -units.amin(-1, keepdim=True))
         zero = largest <= torch.finfo(units.dtype).tiny
         units.masked_fill_(zero, 0).div_(largest.masked_fill_(zero, 1))

@@ -1,4 +1,4 @@
-"""Optional packages: imported when needed, or refused with the name of the extra to install."""
+"""Imports of optional packages, with an error that names the extra to install."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def require(module: str, who: str, package: str, extra: str, instead: str = "") 
         who: the object that needs it, for the error.
         package: the distribution and its oldest version, for the error.
         extra: of this package, that installs it.
-        instead: what needs nothing more, for the error.
+        instead: an alternative that needs no further package, for the error.
 
     Raises:
-        ImportError: it is not there, or too old to be imported.
+        ImportError: it is not installed, or too old to be imported.
     """
     try:
         importlib.import_module(module.partition(".")[0])

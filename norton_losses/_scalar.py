@@ -1,4 +1,4 @@
-"""Modules whose parameters are single numbers, of shape (1,): FSDP refuses 0-d ones."""
+"""The base class of modules with scalar parameters, kept in shape (1,) since FSDP refuses 0-d."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class ScalarState(nn.Module):
-    """Loads a checkpoint of either shape, () or (1,)."""
+    """Parameters and buffers of shape (1,); a checkpoint may hold them as () or (1,)."""
 
     def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any

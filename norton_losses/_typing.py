@@ -1,4 +1,4 @@
-"""The names that signatures share. Nothing here is needed at run time."""
+"""Type aliases that several signatures share."""
 
 from __future__ import annotations
 

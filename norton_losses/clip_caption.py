@@ -40,13 +40,14 @@ _FLOAT32_RANGE = 1e5  # of logits over epsilon
 
 @final
 class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
-    r"""Contrasts clips with captions; transport finds the negatives that are none.
+    r"""Contrasts clips with captions, with soft targets for faulty negatives found by transport.
 
     .. math:: L_{clip} = -\frac1K \sum_{ij} T_{ij} \big[ \log \mathrm{softmax}_j(l_{i \cdot})_j
               + \log \mathrm{softmax}_i(l_{\cdot j})_i \big], \quad T = (1 - \beta) I + \beta K Q
 
     with logits l the cosine of clip i and caption j over a temperature, and Q their transport plan
-    at uniform marginals, without gradient: a caption that fits other clips too shares its target.
+    at uniform marginals, without gradient. Where a caption also fits other clips, they share its
+    target.
 
     It is called as the other losses: clip i of video b is paired with caption i of paragraph b, by
     their embeddings, and a pair counts if both are there. Plain embeddings (K, D) of K pairs will
@@ -238,13 +239,13 @@ def clip_caption_loss(
 
 
 def _lifted(side: Segments | Tensor) -> Segments | Tensor:
-    """Embeddings (K, D) as one sequence of K segments."""
+    """Embeddings (K, D) as one sequence of K segments; all else unchanged."""
     flat = isinstance(side, Tensor) and side.dim() == 2
     return side[None] if flat else side
 
 
 def _shape_of_groups(group_ids: Any, mask: Tensor) -> tuple[int, ...]:
-    """The layout of group ids that was meant: of sequences, of pairs, or of flat pairs."""
+    """The shape group ids should have: (B,) of sequences, (B, N) of pairs, or (N,) if B = 1."""
     b, n = mask.shape
     given = getattr(group_ids, "shape", None)
     if b == 1:

@@ -49,7 +49,7 @@ def chunked_cross_entropy(
         alone = ~candidates.any(0)
         by_column = logits.masked_fill(~candidates, -torch.inf).masked_fill(alone, 0).logsumexp(0)
         by_row = masked_logsumexp(logits, candidates, 1)
-        # Where a target is 0 a logit may be anything: it drops out here.
+        # Logits of pairs that are no candidates drop out, since their targets are 0.
         surprise = targets * (by_row[:, None] - logits + own_logits - logits)
         return surprise.sum(), targets.sum(0), by_column.masked_fill(alone, -torch.inf)
 

@@ -74,11 +74,13 @@ def contrast(logits: Tensor, targets: Tensor | None, anchors: Tensor, candidates
 
 
 class Groups(NamedTuple):
-    """Which of K entries are not each other's negatives: those of one group, not of one member.
+    """Groups of entries that are not each other's negatives.
+
+    Two of the K entries are duplicates if they share a group and differ in member.
 
     Attributes:
         group: (K,), integer.
-        member: (K,), integer; entries of one member stay negatives of each other.
+        member: (K,), integer; entries of one member remain negatives of each other.
     """
 
     group: Tensor
@@ -90,7 +92,7 @@ class Groups(NamedTuple):
         return Groups(group_ids, torch.arange(group_ids.shape[0], device=group_ids.device))
 
     def duplicates(self, rows: slice = slice(None)) -> Tensor:
-        """(rows, K), bool."""
+        """Which pairs of some rows with all entries are duplicates: (rows, K), bool."""
         same = self.group[rows, None] == self.group
         return same & (self.member[rows, None] != self.member)
 
@@ -113,10 +115,9 @@ def check_square(name: str, logits: Tensor) -> None:
 
 
 class _ClampWithReturn(torch.autograd.Function):
-    """Clamp whose gradient vanishes outside only where it would push further out.
+    """Clamp whose gradient vanishes outside the bounds only where it points further outwards.
 
-    With the plain clamp, a parameter that one large step carried out of bounds stays there for
-    the rest of training.
+    With a plain clamp, a parameter that one large step carried out of bounds would never return.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Segments of sequences of different lengths, one after another, and padded beside each other."""
+"""Flat segments of ragged sequences, and their padding: reads lists, pads rows."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class FlatSegments(NamedTuple):
 
 
 def pad_rows(rows: Tensor, mask: Tensor) -> Tensor:
-    """Rows (R, ...) in the order of the R places (G, L) that ``mask`` marks; zeros elsewhere."""
+    """Put rows (R, ...) at the R valid places of a mask (G, L), in order; zeros elsewhere."""
     padded = rows.new_zeros(*mask.shape, *rows.shape[1:])
     padded[mask] = rows
     return padded
 
 
 def mask_of_counts(counts: int | Tensor | Sequence[int], total: int) -> Tensor | None:
-    """Which of (B, N) places hold a segment; None where one count, of all sequences, fills them."""
+    """Which of (B, N) places hold a segment; None for a single count, which fills all."""
     if isinstance(counts, int):
         if counts < 1 or total % counts:
             raise ValueError(
@@ -111,7 +111,7 @@ def flatten_list(name: str, sequences: Sequence[Array | Sequence[Array]]) -> Fla
 
 
 def as_tensor(array: Array) -> Tensor:
-    """Copied only where torch could not share it: negative strides, read-only memory."""
+    """A tensor that shares the array's memory, or copies it where torch cannot share it."""
     if isinstance(array, Tensor):
         return array
     return torch.as_tensor(np.require(array, requirements=["C", "W"]))

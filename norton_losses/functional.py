@@ -1,4 +1,4 @@
-"""The stages' functions, for models that have part of the way behind them. Nothing else."""
+"""Functional forms of the stages, for models that already have similarities or logits."""
 
 from norton_losses.clip_caption import clip_caption_loss
 from norton_losses.contrastive import symmetric_cross_entropy

@@ -1,6 +1,6 @@
-"""Similarities of clips with captions: what each is, and how its parts become one.
+"""Base classes of similarities, and the fusion of token similarities with pooled embeddings.
 
-:mod:`~norton_losses.token_similarity` has those that compare tokens.
+The similarities themselves are in :mod:`~norton_losses.token_similarity`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ SimilarityFunction: TypeAlias = Callable[[Segments, Segments], Tensor]
 
 
 class AbstractSimilarity(nn.Module, ABC):
-    """From two sides to the similarities of all clips with all captions."""
+    """Compares all clips with all captions: Segments in, a SimilarityBlock out."""
 
     needs_range = False  # whether a pair's similarity depends on the rest of the batch
 
@@ -62,7 +62,7 @@ class AbstractSimilarity(nn.Module, ABC):
     def between(
         self, video: Segments, text: Segments, similarity_range: Range | None = None
     ) -> SimilarityBlock:
-        """The block that a measure takes, from sides of one working precision.
+        """The similarities of two sides that share their working precision.
 
         Args:
             video: of Bv sequences.
@@ -86,7 +86,7 @@ class AbstractSimilarity(nn.Module, ABC):
         *,
         similarity_range: Range | None = None,
     ) -> Tensor:
-        """Similarity (Bv, Bt, N, M) of every clip with every caption; absent ones have 0.
+        """Similarity (Bv, Bt, N, M) of every clip with every caption; 0 where one is absent.
 
         Args:
             video: :class:`~norton_losses.Segments`, or tokens (Bv, N, F, D) or (Bv, N, D) that are
@@ -100,11 +100,11 @@ class AbstractSimilarity(nn.Module, ABC):
 
 @final
 class FunctionSimilarity(AbstractSimilarity):
-    """A similarity of one's own: any function of two :class:`~norton_losses.Segments`.
+    """Wraps a function of two :class:`~norton_losses.Segments` as a similarity.
 
     Args:
-        function: from sides of Bv and Bt sequences to (Bv, Bt, N, M), floating. What it gives for
-            absent clips and captions has no effect.
+        function: from Segments of Bv and Bt sequences to (Bv, Bt, N, M), floating. Values of absent
+            clips and captions have no effect.
     """
 
     def __init__(self, function: SimilarityFunction) -> None:
@@ -118,10 +118,9 @@ class FunctionSimilarity(AbstractSimilarity):
 
 
 class AbstractTokenSimilarity(AbstractSimilarity):
-    """Unit-norm tokens, a part for each direction, one way to fuse them with pooled embeddings.
+    """Compares unit-norm tokens, and mixes in the cosine of the embeddings.
 
-    A subclass says only how the tokens of a clip and a caption are compared, in
-    :meth:`directions`.
+    A subclass implements :meth:`directions`, how tokens of a clip and a caption are compared.
     """
 
     def __init__(self, pooled_weight: float, rescale: Rescale) -> None:
@@ -141,8 +140,8 @@ class AbstractTokenSimilarity(AbstractSimilarity):
     def bounds(self, frames: int, words: int) -> Range | None:
         """What the similarity of clips of ``frames`` and captions of ``words`` must lie in.
 
-        None where a class does not say: a solver of transport may then have to look. With a
-        ``similarity_range`` from outside nothing is promised.
+        None where a class does not say: a solver of transport may then have to look. It is not
+        asked where the range is rescaled.
         """
         return None
 
@@ -166,9 +165,10 @@ class AbstractTokenSimilarity(AbstractSimilarity):
             values = sum(parts[1:], parts[0]) / len(parts)
             if pooled is not None:
                 values = (self.pooled_weight * pooled + values) / (self.pooled_weight + 1)
-        bounds = None
-        if similarity_range is None:
+        if self.rescale is None:
             bounds = self.bounds(video.tokens.shape[2], text.tokens.shape[2])
+        else:
+            bounds = (0.0, 1.0) if similarity_range is None else None
         return SimilarityBlock(values, video.mask, text.mask, bounds)
 
     @property

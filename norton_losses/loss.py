@@ -1,4 +1,4 @@
-"""What the losses share: one way to be called, and one place where their inputs are read."""
+"""Base classes of the losses: one signature, and one place where inputs are read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Output = TypeVar("Output", bound=HasLoss)
 
 @dataclass(frozen=True, eq=False)
 class LossInputs:
-    """The arguments of one call, read."""
+    """The arguments of one call after reading."""
 
     video: Segments
     text: Segments
@@ -41,12 +41,12 @@ class LossInputs:
 def loss_of(
     explain: Callable[Concatenate[Any, P], HasLoss],
 ) -> Callable[Concatenate[Any, P], Tensor]:
-    """The ``forward`` that goes with an ``explain``: the same arguments, the loss alone."""
+    """A ``forward`` with the arguments of an ``explain``, which returns the loss alone."""
 
     def forward(self: Any, *args: P.args, **kwargs: P.kwargs) -> Tensor:
         return self.explain(*args, **kwargs).loss
 
-    forward.__doc__ = "The loss (), float32 or wider: ``explain(...).loss``, which see."
+    forward.__doc__ = "The loss (), float32 or wider; arguments and errors as in :meth:`explain`."
     return update_wrapper(forward, explain, assigned=("__annotations__",))
 
 
@@ -102,7 +102,7 @@ class AbstractLoss(nn.Module, ABC, Generic[Output]):
 
 
 class AbstractContrastiveLoss(AbstractLoss[Output]):
-    """A loss with one softmax: at a temperature of its own, or at a scale from outside."""
+    """A loss with one contrast, at its own temperature or at a ``logit_scale`` from outside."""
 
     def __init__(self, temperature: float | None, learnable: bool) -> None:
         super().__init__()

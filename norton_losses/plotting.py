@@ -1,4 +1,4 @@
-"""Pictures of where each caption belongs. Needs ``pip install 'norton-losses[plot]'``."""
+"""Plots of transport plans and alignments (``pip install 'norton-losses[plot]'``)."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def plot_alignment(
     if drawing.similarity is not None:
         seen = _seen(drawing.similarity, rows, columns)
         _check_finite("similarity", seen)
-        # One more row, empty: captions are to stand side by side in both panels.
+        # An empty row in place of the bucket's, so that both panels have their captions in line.
         beside = np.pad(seen, ((0, len(with_bucket) - len(core)), (0, 0)), constant_values=np.nan)
         panels.append(("similarity", beside, clip_labels))
     bucket = ["bucket"] if with_bucket is not core else []
@@ -143,7 +143,7 @@ def plot_alignment(
 
 @dataclass(frozen=True, eq=False)
 class _Drawing:
-    """What is drawn of one pair; rows are clips, as everywhere."""
+    """The arrays to draw of one pair; rows are clips, as everywhere."""
 
     name: str
     core: NDArray[Any]  # (N, M)

@@ -19,7 +19,7 @@ from norton_losses.sinkhorn.problem import TransportProblem, log_marginal
 
 @final
 class PromptBucket(ScalarState):
-    r"""One more row, column and corner, all equal to p, that absorb what matches nothing.
+    r"""Adds a row, a column and their corner, all of value p, which absorb what matches nothing.
 
     With n valid clips and m valid captions, each of them has mass 1/(n+m), the bucket's row m/(n+m)
     and its column n/(n+m): everything may go to the bucket. Its value p is the k-th smallest of the

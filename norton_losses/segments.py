@@ -202,7 +202,7 @@ class Segments:
 
     @property
     def has_embeddings(self) -> bool:
-        """Whether the embeddings were given, and are no mean over tokens."""
+        """Whether the embeddings were given, rather than computed from the tokens."""
         return self._embeddings is not None
 
     @property
@@ -211,7 +211,7 @@ class Segments:
         return working_dtype(self.tokens, self._embeddings)
 
     def working(self, dtype: torch.dtype) -> Segments:
-        """In the working precision, embeddings made: the form that the stages of a loss take."""
+        """The same in the working precision, with embeddings: the form that the stages take."""
         embeddings = up_cast(self.embeddings, dtype)
         return assemble(up_cast(self.tokens, dtype), self.token_mask, self.mask, embeddings)
 
@@ -306,7 +306,7 @@ def _read(name: str, given: Segments | Tensor) -> Segments:
 
 
 def _check_tokens(name: str, tokens: object) -> None:
-    """Floating tokens (B, N, T, D) or (B, N, D); the errors know what is often passed instead."""
+    """Raise unless tokens are floating (B, N, T, D) or (B, N, D); errors name common mistakes."""
     if not isinstance(tokens, Tensor):
         raise TypeError(
             f"{name} must be a torch.Tensor (B, N, T, D) or (B, N, D), got {type(tokens).__name__};"
@@ -328,7 +328,7 @@ def _check_tokens(name: str, tokens: object) -> None:
 def _check_beside(
     tokens: Tensor, leading: int, token_mask: Tensor | None, embeddings: Tensor | None
 ) -> None:
-    """What goes with tokens of so many leading dimensions, (B, N) or (K,)."""
+    """Check mask and embeddings against tokens with 2 leading dimensions (B, N), or 1, (K,)."""
     if token_mask is not None:
         check_mask("token_mask", token_mask, tokens.shape[: leading + 1], tokens)
     if embeddings is not None:

@@ -78,5 +78,5 @@ class SimilarityBlock:
         return self.clips.sum(-1).expand(shape), self.captions.sum(-1).expand(shape)
 
     def keep(self, clips: Tensor) -> SimilarityBlock:
-        """The same with fewer clips: those of a mask (Bv, Bt, N) alone."""
+        """The same block with fewer valid clips: those in a mask (Bv, Bt, N)."""
         return SimilarityBlock(self.values, self.clips & clips, self.caption_mask, self.bounds)

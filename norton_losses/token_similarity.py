@@ -148,11 +148,9 @@ class SoftMaximumSimilarity(AbstractTokenSimilarity):
         return directions
 
     def bounds(self, frames: int, words: int) -> Range:
-        if self.rescale == "minmax":
-            return 0.0, 1.0
         if self.exponential == "mean":
             return -1.0, 1.0
-        # A power of two, so that lengths up to it share what a compiler makes of the range.
+        # Rounded up to a power of two: a compiler makes a graph for each value of the range.
         longest = 32
         while longest < max(frames, words):
             longest *= 2
@@ -201,7 +199,7 @@ class MaxSimilarity(AbstractTokenSimilarity):
         return self.implementation(video, text, 0.0, mean=False)
 
     def bounds(self, frames: int, words: int) -> Range:
-        return (0.0, 1.0) if self.rescale == "minmax" else (-1.0, 1.0)
+        return -1.0, 1.0
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, implementation={self.implementation}"
@@ -235,14 +233,14 @@ class MeanSimilarity(AbstractTokenSimilarity):
         return (torch.einsum("and,bmd->abnm", clips, captions),)
 
     def bounds(self, frames: int, words: int) -> Range:
-        return (0.0, 1.0) if self.rescale == "minmax" else (-1.0, 1.0)
+        return -1.0, 1.0
 
 
 def as_similarity(given: Any) -> AbstractSimilarity:
-    """A similarity as it is, a function of two sides wrapped, None as the default.
+    """Return a similarity as it is, wrap a function of two sides, and give the default for None.
 
     Raises:
-        TypeError: what cannot be called with two sides.
+        TypeError: neither a similarity nor a function.
     """
     if given is None:
         return SoftMaximumSimilarity()

@@ -1,4 +1,4 @@
-"""The video-paragraph contrast, Eq. (4): which paragraph tells which video, judged by transport.
+"""The video-paragraph contrast, Eq. (4): each video against all paragraphs, scored by transport.
 
 ``video, text -> similarity -> measure -> scores (B, B) -> symmetric cross-entropy``
 """
@@ -30,7 +30,7 @@ from norton_losses.token_similarity import as_similarity
 
 @final
 class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
-    r"""Contrasts whole videos with whole paragraphs; transport realigns clips and captions.
+    r"""Contrasts whole videos with whole paragraphs, whose clips and captions transport realigns.
 
     .. math:: L_{video} = -\frac1B \sum_b \big[ \log \mathrm{softmax}_c(L A_{bc} / \tau)_b
               + \log \mathrm{softmax}_c(L A_{cb} / \tau)_b \big],
@@ -184,7 +184,7 @@ def video_paragraph_loss(
             "similarity must hold as many videos as paragraphs (B, B, N, M), got "
             f"{tuple(similarity.shape)}; video b is contrasted with paragraph b"
         )
-    # Masks of pairs are for measures alone.
+    # A block also takes masks of pairs (Bv, Bt, N), which a loss of sequences cannot.
     check_mask("clip_mask", block.clip_mask, (videos, clips), similarity)
     check_mask("caption_mask", block.caption_mask, (videos, captions), similarity)
     if group_ids is not None:

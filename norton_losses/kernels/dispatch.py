@@ -1,4 +1,4 @@
-"""Ways to compute the soft maximum over tokens, objects in the slot of a token similarity."""
+"""Implementations of the soft maximum over tokens: the objects that a token similarity calls."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ SMALLEST_ROUNDED_ALPHA = 0.05
 
 
 class AbstractSoftMaximum(ABC):
-    """How the best words of frames and the best frames of words are found, Eq. (5)."""
+    """Computes both directions of Eq. (5): words for each frame, and frames for each word."""
 
     @abstractmethod
     def __call__(
         self, video: Segments, text: Segments, alpha: float, *, mean: bool
     ) -> tuple[Tensor, Tensor]:
-        """By frame over words, and by word over frames: (Bv, Bt, N, M), 0 where absent.
+        """Means over frames and over words of the soft maximum: (Bv, Bt, N, M), 0 where absent.
 
         Args:
             video: tokens of unit norm (Bv, N, F, D), 0 where masked.
@@ -54,7 +54,7 @@ class ReferenceSoftMaximum(AbstractSoftMaximum):
 
 @dataclass(frozen=True)
 class AbstractFused(AbstractSoftMaximum):
-    """What never holds all products: it has a first derivative only, and no ``torch.func.grad``.
+    """Base of what never holds all products: first derivatives only, no ``torch.func.grad``.
 
     Args:
         operand_dtype: ``torch.bfloat16`` or ``torch.float16``: tokens are rounded to it for matrix
@@ -110,7 +110,7 @@ class AbstractFused(AbstractSoftMaximum):
 @final
 @dataclass(frozen=True)
 class ChunkedSoftMaximum(AbstractFused):
-    """A tile of products at a time, in torch on any device; on a GPU it waits for the lengths.
+    """One tile of products at a time, in torch on any device; reads the lengths on the host.
 
     Args:
         operand_dtype: as in :class:`AbstractFused`.
@@ -212,7 +212,7 @@ def resolve_implementation(given: str | AbstractSoftMaximum) -> AbstractSoftMaxi
 
 
 def _what_triton_lacks(frames: Tensor, words: Tensor) -> str | None:
-    """What keeps the Triton kernels from tokens (B, N, T, D), or None."""
+    """Why the Triton kernels cannot serve tokens (B, N, T, D), or None if they can."""
     if torch.version.hip is not None:
         return "is written for NVIDIA GPUs, and this torch is built for ROCm"
     if not frames.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":

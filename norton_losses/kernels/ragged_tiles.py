@@ -1,4 +1,4 @@
-"""Ragged segments, longest first, in tiles that hold hardly any padding."""
+"""Packs segments of different lengths into tiles with little padding."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def tiles_of(token_mask: Tensor, tokens: int) -> list[Tile]:
 
 
 def _end_of_tile(lengths: Sequence[int], start: int, tokens: int) -> int:
-    """Before the segment that would make it too large, or padded beyond what its size excuses."""
+    """The end of the tile that begins at ``start``: before it gets too large, or too padded."""
     valid = lengths[start]
     for end in range(start + 1, len(lengths)):
         size = (end + 1 - start) * lengths[start]
@@ -62,7 +62,7 @@ def _end_of_tile(lengths: Sequence[int], start: int, tokens: int) -> int:
 
 
 def _padding(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """From which segment on each slot is padding, for lengths that fall."""
+    """For each slot, the first segment in which it is padding; lengths are in falling order."""
     return tuple(
         (slot, sum(length > slot for length in lengths)) for slot in range(lengths[-1], lengths[0])
     )

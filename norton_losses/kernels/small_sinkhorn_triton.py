@@ -1,5 +1,5 @@
 # pyright: basic
-# Triton compiles what follows a return, unless it is in the other branch.
+# Triton compiles code after a return too, so the other case stands in an else branch.
 # ruff: noqa: RET505
 r"""Sinkhorn's iteration, Eq. (3), for a batch of small problems in a single launch.
 
@@ -28,7 +28,7 @@ _LN_2 = tl.constexpr(0.6931471805599453)
 
 
 class Variant(NamedTuple):
-    """What each binary is made for: the side of its tile, bucket or not, logarithms or numbers."""
+    """The case a binary serves: side of its tile, with or without bucket, log or scaling domain."""
 
     side: int
     has_bucket: bool
@@ -205,29 +205,11 @@ def _kernel(scores, top, scale, LOG: tl.constexpr):
         return tl.exp2((scores - top) * scale)
 
 
-_RUNTIME = (
-    "scores_ptr",
-    "log_mu_ptr",
-    "log_nu_ptr",
-    "log_u_ptr",
-    "log_v_ptr",
-    "batch",
-    "n",
-    "m",
-    "scores_batch",
-    "scores_row",
-    "scores_column",
-    "mu_batch",
-    "mu_row",
-    "nu_batch",
-    "nu_column",
-    "epsilon",
-    "iterations",
-)
+_RUN_TIME = [*range(17)]  # the arguments that are not constants
 
 
 # Never specialised, so that the binaries are those of the table, whatever the numbers.
-@triton.jit(do_not_specialize=_RUNTIME, do_not_specialize_on_alignment=_RUNTIME)
+@triton.jit(do_not_specialize=_RUN_TIME, do_not_specialize_on_alignment=_RUN_TIME)
 def small_sinkhorn_kernel(
     scores_ptr,
     log_mu_ptr,
@@ -276,7 +258,7 @@ def small_sinkhorn_kernel(
     has_row = _over_vector(valid) & (row < core_n)
     has_column = _over_vector(valid) & (column < core_m)
 
-    # In the tile's axes, and wide enough for offsets in a tensor of any size.
+    # Broadcast to the tile's axes, in int64 so that offsets fit tensors of any size.
     tile_row = _over_tile(row.to(tl.int64), 0)
     tile_column = _over_tile(column.to(tl.int64), 1)
     tile_valid = valid[None, None, :, None, None]
@@ -293,7 +275,7 @@ def small_sinkhorn_kernel(
         log_nu_0 = _load_scalar(tile_nu + core_m * nu_column, tile_valid, SHAPE)
         top_mu = tl.maximum(top_mu, log_mu_0)
         top_nu = tl.maximum(top_nu, log_nu_0)
-    # With one side absent there is nothing to move, whatever mass the other side names.
+    # If one side is absent, the problem is empty, whatever the marginals of the other side are.
     empty = (top_mu == -float("inf")) | (top_nu == -float("inf"))
     log_mu = tl.where(_over_vector(empty), -float("inf"), log_mu)
     log_nu = tl.where(_over_vector(empty), -float("inf"), log_nu)
@@ -370,7 +352,7 @@ def small_sinkhorn_kernel(
             column_sums = _sum_core(core, None, a, None, 0, False, LOG)
             b = _scaling(nu, column_sums, LOG)
 
-    # What was taken out of the kernel and of the marginals: mu was given whole, nu is a share.
+    # Undo the scaling of kernel and marginals: log_mu was left whole, nu was made a share.
     row_offset = top / epsilon
     column_offset = log_mass
     if LOG:
@@ -439,15 +421,7 @@ def small_sinkhorn(
 
 
 @small_sinkhorn.register_fake
-def _(
-    scores: Tensor,
-    log_mu: Tensor,
-    log_nu: Tensor,
-    epsilon: float,
-    iterations: int,
-    has_bucket: bool,
-    log_domain: bool,
-) -> tuple[Tensor, Tensor]:
+def _(scores: Tensor, log_mu: Tensor, log_nu: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return _outputs(log_mu, log_nu)
 
 

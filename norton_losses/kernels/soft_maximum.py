@@ -1,8 +1,8 @@
 # pyright: reportUnknownMemberType=false
-"""The soft maximum of all clips with all captions as one operator, without the token tensor.
+"""The soft maximum of all clips with all captions as one custom operator, with its gradient.
 
-Forward and backward are opaque to autograd and to the compiler; which implementation runs is an
-argument. Only inputs and masks are saved, and the scores where they were asked for and fit.
+Autograd and the compiler see one node; which implementation runs is an argument. Only inputs and
+masks are saved for the backward pass, and the scores where that was asked for and they fit.
 
 No postponed annotations here: torch before 2.6 reads the operators' schemas from the types.
 """
@@ -33,7 +33,7 @@ def soft_maximum(
     operand_dtype: torch.dtype | None,
     most_kept: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean best word of each frame (K, L), mean best frame of each word (K, L), kept scores.
+    """Mean over frames (K, L), mean over words (K, L) of the soft maximum; and kept scores.
 
     Args:
         clips: (K, F, D), float32 or float64, of unit norm; finite where masked.
@@ -153,6 +153,6 @@ def _room(clips: Tensor, captions: Tensor, most_kept: int) -> Tensor:
 
 
 def import_triton() -> Any:
-    """The module of the kernels, or what to install."""
+    """The module of the Triton kernels; an error names what to install."""
     kernels = "norton_losses.kernels.soft_maximum_triton"
     return require(kernels, "TritonSoftMaximum", "Triton 3.2", "triton", "ChunkedSoftMaximum")

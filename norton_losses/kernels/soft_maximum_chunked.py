@@ -1,4 +1,4 @@
-"""Best words and best frames by tiles, in plain torch on any device; Eq. (5) and its limit.
+"""The soft maximum by tiles in plain torch, on any device: Eq. (5), and the hard maximum.
 
 A tile holds the products of a few clips with a few captions, (A, F, W, B). The backward pass
 computes it again, unless it was kept.
@@ -26,7 +26,7 @@ def forward(
     operand_dtype: torch.dtype | None,
     kept: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Mean over a row's tokens of the best token of a column, and the converse; both (K, L).
+    """Mean over row tokens (K, L), mean over column tokens (K, L) of the soft maximum.
 
     Args:
         rows: (K, F, D), of norm at most 1 unless alpha is below 1/30; finite where masked.
@@ -150,7 +150,7 @@ class _Tiles:
         return self._all_columns[column.tokens.T.reshape(-1)].to(self._dtype)
 
     def kept_place(self, row: Tile, column: Tile) -> Tensor:
-        """Where the scores of the next pair of tiles (A, F, W, B) are, or go."""
+        """The memory (A, F, W, B) of the scores of the next pair of tiles, filled if kept."""
         size = row.size * column.size
         if self.keeps:
             place = self._kept[self._filled : self._filled + size]
@@ -175,7 +175,7 @@ class _Tiles:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Left @ right, in float32 where the device can give the sums of half precision unrounded."""
+    """``left @ right``; on CUDA sums of half precision are returned in float32, unrounded."""
     if left.is_cuda:
         return torch.mm(left, right, out_dtype=torch.float32)
     return left @ right

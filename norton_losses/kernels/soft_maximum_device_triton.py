@@ -1,5 +1,5 @@
 # pyright: basic
-r"""What runs on the GPU for the best words and best frames of Eq. (5).
+r"""Triton kernels of the soft maximum, Eq. (5): both directions, and the gradient of the products.
 
 A program holds the products of a few whole clips with a few whole captions, reshapes them from
 (A F, B W) to (A, F, B, W), and reduces over words and over frames; or writes what each product

@@ -14,7 +14,7 @@ _FRAMES, _WORDS = 2, 5  # the dimensions of frames and words in the token scores
 def best_tokens(
     video: Segments, text: Segments, alpha: float, *, mean: bool
 ) -> tuple[Tensor, Tensor]:
-    """The two halves of Eq. (5), by frame over words and by word over frames: (Bv, Bt, N, M).
+    """Both directions of Eq. (5), the mean over frames and the mean over words: (Bv, Bt, N, M).
 
     Both are 0 where the clip or the caption is absent.
 
@@ -24,7 +24,7 @@ def best_tokens(
         alpha: temperature of the soft maximum; 0 is the hard maximum.
         mean: divide the inner sum by its number of terms.
     """
-    # In this order a single matrix product leaves them: (Bv, N, F, Bt, M, W).
+    # One matrix product gives (Bv, N, F, Bt, M, W); other orders would need a copy.
     scores = video.tokens.flatten(0, -2) @ text.tokens.flatten(0, -2).T
     scores = scores.view(*video.token_mask.shape, *text.token_mask.shape)
     frames, words = video.token_mask[..., None, None, None], text.token_mask[None, None, None]

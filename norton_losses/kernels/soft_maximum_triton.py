@@ -1,11 +1,10 @@
 # pyright: basic
-"""Best words and best frames on CUDA, Eq. (5): products and both reductions in one launch.
+"""The soft maximum on CUDA, Eq. (5): launches the Triton kernels, forward and backward.
 
-Segments are sorted by length, and each pair of lengths, rounded up to 16, 32 or 64 slots, has a
-launch of its own: programs without a segment of their lengths end at once, so that no launch waits
-for the host to learn the lengths. Backward, the products are computed again, and their weights
-written, a slab of captions at a time; two matrix products follow, over all slots for the same
-reason.
+Segments are sorted by length and given 16, 32 or 64 slots. There is one launch for each pair of
+slot numbers, since the host does not read the lengths: a program whose segments have other lengths
+ends at once. The backward pass computes the products again and writes their gradient for a slab of
+captions at a time; two matrix products turn it into that of the tokens.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _LOG2_E = 1.4426950408889634
 
 
 class Variant(NamedTuple):
-    """What a binary is made for: the slots of a row and of a column, forward or backward."""
+    """The case a binary serves: slots of a row and of a column, forward or backward."""
 
     row_slots: int
     column_slots: int
@@ -86,7 +85,7 @@ class _Side(NamedTuple):
 
     @property
     def slots(self) -> list[int]:
-        """What serves any length that these may have."""
+        """The slot numbers that cover any length these may have."""
         widest = self.tokens.shape[1]
         return [slots for least, slots in zip((0, *SLOTS), SLOTS, strict=False) if widest > least]
 
@@ -161,7 +160,7 @@ def backward(
 
 
 def constants(variant: Variant, operand_bytes: int, kind: int) -> dict[str, int]:
-    """What a binary is compiled for, beside the dtypes of its pointers and the mean."""
+    """The compile-time constants of a binary, but for the mean."""
     fixed = configuration(variant, operand_bytes)
     return {
         "KIND": kind,
@@ -183,13 +182,13 @@ def _side(tokens: Tensor, mask: Tensor, dtype: torch.dtype | None) -> _Side:
 
 
 def _variants(x: _Side, y: _Side, backward: bool) -> list[tuple[bool, Variant]]:
-    """What serves every pair of lengths, and whether clips and captions change places for it."""
+    """The variants that cover every pair of lengths, and whether clips and captions are swapped."""
     pairs = [(f, w) for f in x.slots for w in y.slots]
     return [(f > w, Variant(min(f, w), max(f, w), backward)) for f, w in pairs]
 
 
 def _kind(alpha: float) -> tuple[int, float, float]:
-    """How alpha reduces, what products are multiplied by, and what results are multiples of."""
+    """The kind of reduction for alpha, the factor of the products, and the unit of the results."""
     reduction = reduction_of(alpha)
     if isinstance(reduction, Maximum):
         return MAXIMUM, 1.0, 1.0
@@ -209,7 +208,7 @@ def _launch(
     weights: Tensor | None = None,
     **options: bool,
 ) -> None:
-    """Every clip with every caption whose lengths are the variant's; the rest end at once."""
+    """Run a kernel on every clip with every caption; only those of the variant's lengths work."""
     strides = list(directions[0].stride())
     weight_strides = [] if weights is None else list(weights.stride())
     if swap:

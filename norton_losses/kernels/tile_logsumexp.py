@@ -24,7 +24,7 @@ _FRAMES, _WORDS = 1, 2  # the dimensions of rows' and columns' tokens in a tile
 
 
 class AbstractReduction(ABC):
-    """From the products of a tile to the best word of each frame and the best frame of each word.
+    """Reduces the products of a tile over words for each frame, and over frames for each word.
 
     Results are in units of ``unit``, and a prepared tile holds ``padding`` where it has no token.
     """
@@ -32,8 +32,8 @@ class AbstractReduction(ABC):
     unit: float = 1.0
     padding: float = -torch.inf
 
-    def prepare(self, scores: Tensor) -> None:  # noqa: B027, most have nothing to do
-        """Turn products / unit, in place, into what the other two start from."""
+    def prepare(self, scores: Tensor) -> None:  # noqa: B027, optional
+        """Turn products / unit, in place, into the form that the other two methods take."""
 
     @abstractmethod
     def best(self, prepared: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,7 @@ class SharedExponential(AbstractReduction):
 
 
 class SeparateExponentials(AbstractReduction):
-    """An exponential for each direction, each below its own maximum: for any alpha and product."""
+    """One exponential for each direction, relative to its maximum: safe for any alpha."""
 
     def __init__(self, alpha: float) -> None:
         self.unit = alpha

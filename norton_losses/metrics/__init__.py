@@ -1,7 +1,7 @@
-"""How good scores are: arrays of numpy or torch in, plain floats out, counted in float64.
+"""Metrics of retrieval, alignment and segmentation: arrays of numpy or torch in, floats out.
 
-Ties count as what they give on average, so that a constant score is as good as chance; recall at k
-alone asks whether that mean place is among the first k.
+They are computed in float64. Tied scores count as they would on average over random orders, so that
+a constant score gives chance level; only recall at k compares the mean rank of a tie with k.
 """
 
 from norton_losses.metrics.alignment import alignability_auc, alignment_recall

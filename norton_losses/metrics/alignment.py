@@ -1,4 +1,4 @@
-"""Captions in time: where each belongs, and whether it belongs anywhere."""
+"""Metrics of HTM-Align: whether captions are placed right in time, and found alignable."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def alignment_recall(
 
 
 def alignability_auc(scores: Array, alignable: Array) -> float:
-    """How well scores tell captions that can be aligned from others: area under the ROC curve.
+    """Area under the ROC curve of scores that separate alignable captions from others.
 
     The chance that a random alignable caption scores above a random other one; ties count half.
 

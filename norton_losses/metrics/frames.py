@@ -1,4 +1,4 @@
-"""Action segmentation: windows averaged to frames, and how many frames are right."""
+"""Metrics of action segmentation: window averaging and frame accuracy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from norton_losses._checks import check_count
 
 
 def average_windows(logits: Array, starts: Array, length: int) -> NDArray[np.float64]:
-    """Logits of a whole video from those of windows that overlap: the mean of all that see a frame.
+    """Average the logits of overlapping windows into logits of the frames of a whole video.
 
     Args:
         logits: (windows, L, C), of L frames or seconds each.
@@ -50,10 +50,10 @@ def average_windows(logits: Array, starts: Array, length: int) -> NDArray[np.flo
 
 
 def frame_accuracy(predicted: Array, truth: Array, *, background: int | None = None) -> float:
-    """Share of frames, or seconds, whose class is predicted rightly.
+    """Share of frames, or seconds, whose class is predicted correctly.
 
     Report it twice, of all frames and without background: where most of a video is background,
-    predicting nothing else scores high in the first.
+    a model that predicts background everywhere scores high in the first.
 
     Args:
         predicted: (T,), integer, the class of each frame, of one video or of all in a row.

@@ -1,4 +1,4 @@
-"""Right candidates among others: recall at k, median rank, multiple choice."""
+"""Ranking metrics: ranks, recall at k, median rank, multiple-choice accuracy."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from norton_losses._checks import check_count
 
 
 def retrieval_ranks(scores: Array, truth: Array | None = None) -> NDArray[np.float64]:
-    r"""Place of the right candidate of each query, 0 for the first; a tie shares its places.
+    r"""Rank of the right candidate of each query, 0 for the first; ties share their mean rank.
 
     .. math:: r_i = \#\{j : A_{ij} > A_{it}\} + \tfrac12 \#\{j \ne t : A_{ij} = A_{it}\}
 
-    where t is the truth of query i. Among equals it is the mean place: a constant matrix has the
-    median rank of chance.
+    where t is the right candidate of query i. A constant matrix so has the median rank of chance.
 
     Args:
-        scores: A (queries, candidates), the more the better; -inf ranks last.
+        scores: A (queries, candidates), higher is better; -inf ranks last.
         truth: (queries,), integer, the right candidate of each query; None means candidate i for
             query i. Or (queries, candidates), bool, where a query may have several: the best of
             them counts, and the others do not rank against it. Queries without one are left out.
@@ -36,7 +35,7 @@ def retrieval_ranks(scores: Array, truth: Array | None = None) -> NDArray[np.flo
     Raises:
         ValueError: a wrong shape, NaN, a truth outside the candidates.
 
-    Source: the rank of image-text retrieval, at ties its mean.
+    Source: the rank of image-text retrieval, with the mean rank for ties.
 
     Example:
         >>> from norton_losses.metrics import retrieval_ranks
@@ -58,11 +57,11 @@ def retrieval_ranks(scores: Array, truth: Array | None = None) -> NDArray[np.flo
 def recall_at(scores: Array, k: int = 1, truth: Array | None = None) -> float:
     r"""Share of queries whose right candidate is among the first k: mean of :math:`[r_i < k]`.
 
-    A query counts or does not, by the mean place of a tie: of n equals at the top all count from
-    :math:`k > (n - 1) / 2` on.
+    A tie is judged by its mean rank: if n candidates tie for the first place, a query counts once
+    :math:`k > (n - 1) / 2`.
 
     Args:
-        scores: (queries, candidates), the more the better. Transpose it for the other direction.
+        scores: (queries, candidates), higher is better. Transpose it for the other direction.
         k: how many candidates a query may look at, 1 at least.
         truth: as in :func:`retrieval_ranks`.
 
@@ -81,7 +80,7 @@ def recall_at(scores: Array, k: int = 1, truth: Array | None = None) -> float:
 
 
 def median_rank(scores: Array, truth: Array | None = None) -> float:
-    """Median place of the right candidate, counted from 1.
+    """Median rank of the right candidate, counted from 1.
 
     Args and errors as those of :func:`retrieval_ranks`.
 
@@ -96,7 +95,7 @@ def median_rank(scores: Array, truth: Array | None = None) -> float:
 
 
 def invert_truth(truth: Array, candidates: int) -> NDArray[np.bool_]:
-    """The truth of the other direction, (candidates, queries): which queries each one answers.
+    """The truth of the reverse direction: which queries each candidate is right for.
 
     Args:
         truth: (queries,), integer, the right candidate of each query.

@@ -1,4 +1,4 @@
-"""Which paragraph belongs to which video: thousands against thousands, in bounded memory.
+"""Retrieval between videos and paragraphs, thousands of both, in bounded memory.
 
 ``python -m norton_losses.retrieval features.npz`` does it from the shell.
 """

@@ -15,7 +15,7 @@ from norton_losses.retrieval.output import RetrievalOutput, retrieval_table
 from norton_losses.retrieval.retrieve import MEASURES, measure_named, retrieve
 from norton_losses.sequence_measures import AbstractSequenceMeasure, BackgroundFiltered
 
-FILTERED = ("dtw", "otam")  # which have to match every clip; the others may leave clips alone
+FILTERED = ("dtw", "otam")  # they match every clip; the other measures may skip clips
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -61,7 +61,7 @@ def _measures(names: str, clips_per_caption: float | None) -> dict[str, Abstract
 
 
 def _check_places(device: str | None, scores: Path | None, features: Path) -> None:
-    """What would otherwise fail after the work is done."""
+    """Raise before the work on what would fail after it."""
     if device is not None:
         try:
             torch.empty(0, device=device)

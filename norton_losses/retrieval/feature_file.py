@@ -1,4 +1,4 @@
-"""Embeddings of videos and paragraphs in one .npz file: what retrieval reads from the shell.
+"""The .npz file of embeddings that ``python -m norton_losses.retrieval`` reads.
 
 ==========================  ==================  ================================================
 key                         shape               what
@@ -201,7 +201,7 @@ def _entry(
             f"{path} lacks the key {name}, {kind} of shape {shape}; it has "
             f"{', '.join(sorted([*arrays, *others])) or 'none'}"
         )
-    values = np.asarray(arrays[name])  # a member of the archive that is no array comes as bytes
+    values = np.asarray(arrays[name])  # numpy returns other members of the archive as bytes
     if values.ndim != rank or values.size == 0:
         raise ValueError(f"{path}: {name} must have shape {shape}, got {values.shape}")
     if values.dtype.kind not in kinds:

@@ -1,4 +1,4 @@
-"""What retrieval returns: scores, recalls and median ranks, and how they are printed."""
+"""The output of retrieval: scores, recalls and median ranks, and a table of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RetrievalMetrics:
 
 @dataclass(frozen=True, eq=False)
 class RetrievalOutput:
-    """Scores of all videos with all paragraphs, and what they are worth.
+    """Scores of all videos with all paragraphs, and the metrics of both directions.
 
     Attributes:
         scores: (Bv, Bt), on the CPU.

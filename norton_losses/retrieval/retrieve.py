@@ -1,4 +1,4 @@
-"""Scores of all videos with all paragraphs, tile by tile.
+"""Scores all videos with all paragraphs, tile by tile, and computes the metrics.
 
 ``videos, paragraphs -> tiles of pairs -> similarity -> measure -> scores (Bv, Bt) -> metrics``
 """
@@ -59,7 +59,7 @@ def retrieve(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> RetrievalOutput:
-    """Score every video with every paragraph, tile by tile, and say how well they find each other.
+    """Score every video with every paragraph, tile by tile, and rank them in both directions.
 
     A pair's score depends on that pair alone, so the tiling changes nothing but rounding: of equal
     pairs in different tiles the scores may differ in their last digit, and no longer count as a
@@ -148,7 +148,7 @@ def retrieve(
 
 
 def _read_measure(given: Any, bucket_value: float | None) -> AbstractSequenceMeasure | None:
-    """The measure to judge by, or None where it is a loss that judges.
+    """The measure to score with, or None for a loss, which scores by itself.
 
     A measure of one's own is known by its arguments: both may have a method named ``score``.
     """
@@ -188,7 +188,7 @@ def _takes_three(given: Any) -> bool:
 
 
 def _by_loss(loss: Any, bucket_value: float | None, similarity_range: Range | None) -> _ScoreOfTile:
-    # A loss of one's own need not know of a range.
+    # A user's own loss may not take this argument.
     options = {} if similarity_range is None else {"similarity_range": similarity_range}
     return partial(loss.score, bucket_value=bucket_value, **options)
 
@@ -217,7 +217,7 @@ def _index(truth: Any, videos: int, paragraphs: int) -> NDArray[np.int64]:
 
 @contextmanager
 def _progress(pairs: int, shown: bool) -> Generator[Callable[[int], object]]:
-    """Told how many pairs are done, shows it: as a bar by tqdm, else as one line at the end."""
+    """A function to call with the pairs just done: shows a bar of tqdm, or one line at the end."""
     if not shown:
         yield lambda done: None
         return

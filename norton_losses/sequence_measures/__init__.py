@@ -1,4 +1,4 @@
-"""How well a video matches a paragraph, from the similarities of their clips and captions.
+"""Sequence measures: scores of videos with paragraphs, from similarities of clips and captions.
 
 ``SimilarityBlock (Bv, Bt, N, M) -> measure -> MeasureOutput (Bv, Bt)``, a mean per match, so that
 one measure can take another's place.

@@ -31,12 +31,12 @@ _CELLS = 1 << 24
 
 
 class AbstractAlignment(AbstractSequenceMeasure):
-    r"""What alignment measures share: costs, tiles, masks, the path.
+    r"""Base of alignment measures, which have a distance: costs, tiles, masks, the path.
 
     .. math:: A = -\frac{D(1 - S)}{n + m}
 
-    with n and m the numbers of valid clips and captions. A subclass says what D is, in
-    :meth:`distance`, in operations that autograd knows.
+    with n and m the numbers of valid clips and captions. A subclass implements
+    D in :meth:`distance`, by operations that autograd knows.
     """
 
     def __init__(self, smoothing: float = 0.0) -> None:
@@ -51,7 +51,7 @@ class AbstractAlignment(AbstractSequenceMeasure):
     def evaluate(self, block: SimilarityBlock) -> MeasureOutput:
         tiles = _Tiles(block, self.distance)
         if any(parameter.requires_grad for parameter in self.parameters()):
-            score = tiles.scores(block.values)  # parameters of a distance: all tiles stay for them
+            score = tiles.scores(block.values)  # autograd keeps all tiles for the parameters
         else:
             inputs = block.values, block.clips, block.captions, tiles
             score = cast(Tensor, _ByTiles.apply(*inputs))  # pyright: ignore
@@ -59,7 +59,7 @@ class AbstractAlignment(AbstractSequenceMeasure):
 
     def _path(self, block: SimilarityBlock) -> Tensor:
         """The gradient of the distances by their costs: how often a path matches a cell."""
-        # Inference mode would not record it, nor record what it has made.
+        # Inference mode records nothing, and its tensors cannot be recorded later: hence clones.
         with torch.inference_mode(False), torch.no_grad():
             masks = block.clip_mask.clone(), block.caption_mask.clone()
             block = SimilarityBlock(block.values.clone(), *masks)
@@ -95,7 +95,7 @@ class _ByTiles(torch.autograd.Function):
     def forward(
         ctx: Any, similarity: Tensor, clips: Tensor, captions: Tensor, tiles: _Tiles
     ) -> Tensor:
-        # Masks as well, though the tiles hold them: what changes them in between is then refused.
+        # Masks are saved too, though the tiles hold them: autograd then refuses in-place changes.
         ctx.save_for_backward(similarity, clips, captions)
         ctx.tiles = tiles
         return tiles.scores(similarity)
@@ -108,7 +108,7 @@ class _ByTiles(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Tile:
-    """Some videos with some paragraphs, and how far their clips and captions reach."""
+    """Some videos with some paragraphs, and the most clips and captions any of them has."""
 
     videos: Tensor  # (bv,), indices
     paragraphs: Tensor  # (bt,), indices
@@ -125,7 +125,7 @@ class _Tile:
 
 
 class _Tiles:
-    """A partition of all pairs, and how a part of them is scored.
+    """All pairs in tiles, and the scoring of a tile.
 
     Only the CPU can look at masks without waiting: there tiles have sequences of like length, and
     are only as long as those.

@@ -1,4 +1,4 @@
-"""The mean over captions of their best clip: what retrieval is often judged by."""
+"""Caption averaging: the mean over captions of the similarity of their best clip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a measure is: it scores every video with every paragraph, from their similarities."""
+"""The base class of sequence measures, and the wrapper of functions that are one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class MeasureOutput:
 class AbstractSequenceMeasure(nn.Module, ABC):
     """How well each video matches each paragraph: a mean per match.
 
-    A subclass says so in :meth:`evaluate`, for any masks that the block may have.
+    A subclass implements :meth:`evaluate`, for any masks that the block may have.
     """
 
     @abstractmethod
@@ -57,7 +57,7 @@ class AbstractSequenceMeasure(nn.Module, ABC):
         """Scores (Bv, Bt) of a block, and what explains them."""
 
     def for_retrieval(self: Measure, bucket_value: float | None = None) -> Measure:
-        """The same measure without statistics of the batch: a pair is judged by itself.
+        """The same measure without statistics of the batch: a pair's score depends on it alone.
 
         Args:
             bucket_value: a fixed value for the prompt bucket of a transport; None means no bucket.
@@ -107,7 +107,7 @@ class AbstractSequenceMeasure(nn.Module, ABC):
 
 @final
 class FunctionMeasure(AbstractSequenceMeasure):
-    """A measure of one's own: any function of similarities and masks.
+    """Wraps a function of similarities and masks as a measure.
 
     Args:
         function: from similarity (Bv, Bt, N, M), clip mask (Bv, N) and caption mask (Bt, M) to
@@ -136,10 +136,10 @@ class FunctionMeasure(AbstractSequenceMeasure):
 
 
 def as_measure(given: Any) -> AbstractSequenceMeasure:
-    """A measure as it is, a function of similarity and masks wrapped.
+    """Return a measure as it is, and wrap a function of similarity and masks.
 
     Raises:
-        TypeError: what cannot be called so.
+        TypeError: neither a measure nor a function.
     """
     if isinstance(given, AbstractSequenceMeasure):
         return given

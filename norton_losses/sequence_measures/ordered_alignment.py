@@ -1,4 +1,4 @@
-"""Ordered alignment (OTAM): each side told in order along the other, free before and after."""
+"""Ordered temporal alignment (OTAM): matching in order, with free beginning and end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from norton_losses.sequence_measures.alignment import AbstractAlignment, smalles
 
 @final
 class OrderedAlignment(AbstractAlignment):
-    r"""Minus the cost of telling a paragraph along a video, and the reverse, per clip and caption.
+    r"""Minus the cost of matching captions to clips in order, and the reverse, per segment.
 
     With C = 1 - S between two columns of zeros, :math:`D_{a,0} = 0` and :math:`D_{0,b}` the sum of
     the first clip's costs,

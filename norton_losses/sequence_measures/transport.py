@@ -168,9 +168,10 @@ class TransportMeasure(AbstractSequenceMeasure):
         return MeasureOutput(score, plan, bucket_value=None if p is None else p.detach())
 
     def for_retrieval(self, bucket_value: float | None = None) -> TransportMeasure:
-        """The same measure with a fixed bucket value, or with no bucket: a pair's own score.
+        """The same measure with a fixed bucket value, or with no bucket.
 
-        A bucket with a ratio looks at the batch, which is right in training and wrong in retrieval.
+        A bucket with a ratio takes its value from the batch: in retrieval a pair's score would
+        depend on the other candidates.
         """
         bucket = None if bucket_value is None else PromptBucket(value=bucket_value)
         return TransportMeasure(

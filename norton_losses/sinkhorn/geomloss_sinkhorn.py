@@ -1,4 +1,4 @@
-"""Sinkhorn's iteration with annealing by GeomLoss, followed by plain steps of ours."""
+"""Annealed Sinkhorn by GeomLoss, followed by plain steps."""
 
 from __future__ import annotations
 

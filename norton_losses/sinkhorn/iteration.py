@@ -13,7 +13,7 @@ State: TypeAlias = tuple[Tensor, ...]
 
 
 class Scalings(NamedTuple):
-    """Where an iteration ends: log_u (..., n), log_v (..., m), and the steps taken (...).
+    """The result of an iteration: log_u (..., n), log_v (..., m), and the steps taken (...).
 
     One number stands for the steps where all problems took as many.
     """
@@ -70,7 +70,8 @@ def iterate(
         active = active & (step.row_error(state, after) > tolerance)
         if not active.any():
             break
-        # All problems go on, and only the results stand still: a step may hold what fits its state.
+        # Finished problems go on and only their results are frozen: a step may hold a kernel that
+        # fits the newest state.
         state = after
         frozen = tuple(torch.where(active, a, f) for a, f in zip(after, frozen, strict=True))
         steps = steps + active

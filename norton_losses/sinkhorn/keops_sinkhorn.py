@@ -1,4 +1,4 @@
-"""Sinkhorn's iteration on point clouds by KeOps, whose scores never exist, on CPU or CUDA."""
+"""Sinkhorn's iteration on point clouds by KeOps, on CPU or CUDA, without holding scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from norton_losses.sinkhorn.iteration import AbstractSteps, Scalings, State, ite
 from norton_losses.sinkhorn.problem import AbstractProblem
 from norton_losses.sinkhorn.solver import AbstractSinkhorn, Support
 
-_ABSENT = -1e30  # weighs nothing beside any logarithm and, unlike -inf, can be taken from itself
+_ABSENT = -1e30  # the logarithm of an absent scaling; unlike -inf, subtracting it gives no NaN
 
 
 @final
@@ -97,7 +97,7 @@ def _row_logsumexp(x: Tensor, y: Tensor, log_v: Tensor) -> Tensor:
 
 
 def quietly() -> contextlib.redirect_stdout[io.StringIO]:
-    """Keep from stdout what KeOps prints: that it finds no GPU, and each formula it compiles."""
+    """Hide what KeOps prints to stdout: that it finds no GPU, and each formula it compiles."""
     return contextlib.redirect_stdout(io.StringIO())
 
 

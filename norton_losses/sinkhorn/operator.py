@@ -1,5 +1,5 @@
 # pyright: reportUnknownMemberType=false
-"""Sinkhorn's iteration as operators that ``torch.compile`` takes whole, and that see the values."""
+"""Sinkhorn's iteration as custom operators, which ``torch.compile`` does not trace into."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def solve_cloud(
 def domain_of(
     scores: Tensor, log_mu: Tensor, log_nu: Tensor, epsilon: float, spread: float | None
 ) -> SinkhornDomain:
-    """The fastest domain for scores of a known range, or of one that may be looked at."""
+    """The fastest domain that is safe for the range of the scores; the CPU may look at them."""
     if spread is None and scores.is_cpu:
         spread = _largest_spread(scores, log_mu, log_nu)
     if spread is None:

@@ -1,4 +1,4 @@
-"""The solution of a transport problem, and everything one wants to know about it."""
+"""Transport plans: the solution of a problem, with its score, entropy and marginal error."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class TransportPlan:
             >>> plan[0, 2].plan.shape
             torch.Size([4, 5])
         """
-        part = self.problem[index]  # which refuses what is no index of the batch
+        part = self.problem[index]  # raises on an index of anything but the batch
         log_u, log_v = self.log_u[index], self.log_v[index]
         iterations = self.iterations[index]
         return replace(self, problem=part, log_u=log_u, log_v=log_v, iterations=iterations)

@@ -1,4 +1,4 @@
-"""The transport problem, Eq. (2): what to move where, at which smoothing."""
+"""Transport problems, Eq. (2): scores, marginals, and the strength of the entropy."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ class TransportProblem(AbstractProblem):
         masks = [e for e in entries if isinstance(e, Tensor) and e.dtype == torch.bool]
         used = len(entries) + sum(mask.dim() - 1 for mask in masks)
         if any(e is None or e is Ellipsis for e in entries) or used > self.scores.dim() - 2:
-            # No IndexError, which would end a loop over the parts of one problem in silence.
+            # Not an IndexError, which would silently end a for loop over the parts of one problem.
             raise TypeError(
                 "only the batch, all dimensions but the last two, can be indexed, got "
                 f"{index!r} for {tuple(self.scores.shape)}; index .plan, or .scores, for entries"

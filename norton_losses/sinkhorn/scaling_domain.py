@@ -1,7 +1,7 @@
-"""Sinkhorn's iteration on plain numbers, with the batch last and in chunks that fit the cache.
+"""Sinkhorn's iteration on the scalings u and v themselves, in chunks that fit the cache.
 
-:class:`ScalingSteps` multiplies and is fast, within a range of scores; :class:`StabilizedSteps`
-does so for any range. Every problem gets the answer of :mod:`.log_domain`, to rounding.
+:class:`ScalingSteps` is the fastest and serves a limited range of scores;
+:class:`StabilizedSteps` serves any range. Both give the answer of :mod:`.log_domain`, to rounding.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from norton_losses.sinkhorn.log_domain import LogSteps, log_start
 # The range of scores over epsilon up to which ScalingSteps keeps every number, and every product of
 # two, inside the dtype: that ends at e^88 and e^709, and small masses need some of it.
 SCALING_RANGE = {torch.float32: 60.0, torch.float64: 500.0}
-# The size of a scaling's logarithm at which StabilizedSteps takes it into the kernel: what the
-# kernel lost to underflow weighs nothing until then.
+# The size of a scaling's logarithm at which StabilizedSteps absorbs it into the kernel: before,
+# kernel entries that underflowed to 0 are negligible.
 _ABSORB_BEYOND = {torch.float32: 20.0, torch.float64: 200.0}
 # How much kernel the CPU works on at a time, in bytes, so that it stays in the cache for all steps.
 # The compiled step needs no scratch space, and each call of it costs more.
@@ -31,7 +31,7 @@ Step: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class _PlainSteps(AbstractSteps):
-    """Problems (B, n, m) as plain numbers: mu (n, B) and nu (m, B), batch last.
+    """Base of the steps on scalings: marginals mu (n, B) and nu (m, B), batch last.
 
     Small problems fill the machine's vectors that way. Marginals are shares of the mass, so that
     none leaves the dtype, however small it was; log_u lacks the mass again at the end.
@@ -105,7 +105,7 @@ class ScalingSteps(_PlainSteps):
 
 @final
 class StabilizedSteps(_PlainSteps):
-    """Steps on u and v beside a kernel that has absorbed their logarithms so far.
+    """Steps on u and v, with a kernel that absorbs their logarithms when they grow.
 
     The first step, and every step whose scalings leave the safe range, is taken on logarithms.
     Looking at them makes the host wait for the GPU. States are u (n, B), v (m, B) and the absorbed
@@ -138,7 +138,7 @@ class StabilizedSteps(_PlainSteps):
         return (log_u + u.log()).T, (log_v + v.log()).T
 
     def _safe(self, u: Tensor, v: Tensor) -> bool:
-        """Whether all scalings of present rows and columns are within the bounds of absorbing."""
+        """Whether no scaling of a present row or column has to be absorbed yet."""
         bound = math.exp(_ABSORB_BEYOND[u.dtype])
         if self.absent is not None:
             u, v = u.masked_fill(self.no_row, 1), v.masked_fill(self.no_column, 1)

@@ -1,4 +1,4 @@
-"""What a Sinkhorn backend is: it says what it serves, and turns a problem into a plan."""
+"""The base class of Sinkhorn solvers: which problems each supports, and their plans."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class AbstractSinkhorn(ABC):
 
     @abstractmethod
     def _solve(self, problem: AbstractProblem) -> Scalings:
-        """Scalings of a supported problem, each of whose batch has rows and columns.
+        """Scalings of a supported problem; every problem of its batch has rows and columns.
 
         Those of absent rows and columns may be anything. They carry gradient only if
         ``"unrolled"`` asks for it.
@@ -94,11 +94,11 @@ class AbstractSinkhorn(ABC):
     def _plan(
         self, problem: AbstractProblem, solved: AbstractProblem, *, differentiable: bool = False
     ) -> TransportPlan:
-        """The plan of a problem that is solved as ``solved``, whatever is absent or empty in it."""
+        """The plan of ``problem``, solved as ``solved``; handles absent rows and empty problems."""
         log_mu, log_nu = solved.log_mu, solved.log_nu
         no_row, no_column = log_mu == -torch.inf, log_nu == -torch.inf
-        # A problem without rows or columns would have nothing to sum but -inf: it gets even
-        # marginals, and its answer is dropped.
+        # A problem without rows or columns has only -inf to sum: it is solved with even marginals
+        # instead, and its answer is dropped.
         empty = (no_row.all(-1) | no_column.all(-1))[..., None]
         even_mu, even_nu = (-log.new_full((), log.shape[-1]).log() for log in (log_mu, log_nu))
         solved = solved.replace(

@@ -1,4 +1,4 @@
-"""Our own solver: plain torch, every device, every problem."""
+"""Sinkhorn's iteration in plain torch, on every device, for every problem."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class TorchSinkhorn(AbstractSinkhorn):
         if self.plan_gradient == "unrolled":
             log_kernel = problem.scores / problem.epsilon
             return solve_by_logs(log_kernel, problem.log_mu, problem.log_nu, *steps)
-        # The operators are for the compiler: calling one takes longer than the function in it.
+        # Only a compiler needs the operators: eagerly their dispatch costs more than a small solve.
         compiling = torch.compiler.is_compiling()
         tensors: Any = (getattr(problem, name) for name in problem.tensors)
         if problem.holds_scores:

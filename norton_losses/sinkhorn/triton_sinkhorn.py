@@ -1,4 +1,4 @@
-"""Sinkhorn's iteration by our Triton kernel: many small problems on CUDA in a single launch."""
+"""Sinkhorn's iteration by a Triton kernel: many small problems on CUDA in a single launch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from norton_losses.sinkhorn.solver import AbstractSinkhorn, Support
 @final
 @dataclass(frozen=True)
 class TritonSinkhorn(AbstractSinkhorn):
-    """Sinkhorn's iteration on small problems, all steps of all problems in one launch on CUDA.
+    """Sinkhorn's iteration on small problems, all steps of all problems in one CUDA launch.
 
     Takes exactly ``iterations`` steps in float32: on plain numbers where the problem's
     ``score_range`` spans no more than 60 epsilons, else on logarithms. At most 32 rows and columns,
@@ -67,7 +67,7 @@ class TritonSinkhorn(AbstractSinkhorn):
 
 
 def _obstacle(problem: AbstractProblem) -> str:
-    """What keeps the kernel from a problem, and a first remedy; empty if nothing does."""
+    """Why the kernel cannot solve a problem, and a first remedy; empty if it can."""
     if not problem.holds_scores:
         return "its problems have explicit scores, not points; solve problem.explicit(), or "
     scores = problem.scores
