@@ -251,6 +251,7 @@ def test_inputs_that_require_gradient_are_only_read() -> None:
 
 
 def test_the_bar_goes_to_stderr_and_can_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tqdm")
     retrieve("dtw", VIDEOS, PARAGRAPHS)
     shown = capsys.readouterr()
     assert "121/121" in shown.err
@@ -517,6 +518,7 @@ class TestShell:
             assert np.array_equal(archive["otam"], outputs["otam"].scores.numpy())
 
     def test_options_reach_it(self, features: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        pytest.importorskip("tqdm")
         options = ["--measures", "dtw", "--clips-per-caption", "1.3"]
         main([str(features), *options, "--batch-size", "3"])
         out = retrieve(BackgroundFiltered(DynamicTimeWarping()), VIDEOS, PARAGRAPHS, progress=False)

@@ -83,7 +83,8 @@ def retrieve(
         similarity_range: ``(lo, hi)`` for a loss with ``rescale="minmax"``.
         batch_size: videos, and paragraphs, of a tile at most; fewer where they are long.
         device: where tiles are scored; None means where the videos are.
-        progress: show a bar on stderr, or where tqdm is not installed a line at the end.
+        progress: show a bar on stderr (``pip install 'norton-losses[progress]'``), or without tqdm
+            a line at the end.
 
     Returns:
         Scores, recalls and median ranks of both directions; printed, it is a table.
