@@ -41,7 +41,7 @@ from norton_losses import (
 )
 
 LENGTH = 8  # clips a video
-RELEASED = "NortonLoss.released"
+RELEASED, COMPILED = "NortonLoss.released", "NortonLoss.released, compiled"
 RUNGS = ("InfoNCE", "+ faulty negatives", "+ video-paragraph", "+ soft-maximum")
 PUBLISHED = {RUNGS[1]: 5.7, RUNGS[2]: 63.0, RUNGS[3]: 68.0}  # per cent over InfoNCE, one A100
 
@@ -56,11 +56,12 @@ def works(size: Size) -> list[Work]:
         ]
     small = TowerSizes(256, 2, 2)
     if size == "quick":
-        return [step(16, small), objective(16, 256)]
+        return [step(16, small), objective(4, 64, frames=6, words=10), objective(16, 256)]
     return [
         step(32, small, rounds=11),
         step(128, small, device="cuda"),
         step(128, TowerSizes(768, 6, 12), device="cuda"),
+        objective(4, 64, frames=6, words=10),
         objective(32, 768),
         objective(
             128,
@@ -151,6 +152,7 @@ def objective(
         inputs,
         (
             Contender(RELEASED, "ours", released),
+            Contender(COMPILED, "ours", released_compiled, compiles=True),
             function("naive", "naive", naive.released_loss, bytes_needed=3 * of_products),
         ),
         lambda made: prepared(DEFINITIONS[RUNGS[3]], made),
@@ -163,6 +165,10 @@ def objective(
 
 def released(made: Inputs) -> Prepared:
     return prepared(of_tokens(NortonLoss.released()), made)
+
+
+def released_compiled(made: Inputs) -> Prepared:
+    return prepared(of_tokens(torch.compile(NortonLoss.released())), made)  # pyright: ignore
 
 
 def training(sizes: TowerSizes, objective: Objective, made: Inputs) -> Prepared:

@@ -25,7 +25,7 @@ class SimilarityBlock:
             choose a faster way without looking. None means that nothing is known.
 
     Attributes:
-        values: (Bv, Bt, N, M), float32 or wider, 0 where absent.
+        raw: the values, float32 or wider, with whatever they hold where absent.
         clips: (Bv, N) as (Bv, 1, N), or (Bv, Bt, N): the clip mask of each pair.
         captions: (Bt, M) as (1, Bt, M), or (Bv, Bt, M).
 
@@ -64,7 +64,15 @@ class SimilarityBlock:
         self.clip_mask, self.caption_mask, self.bounds = clip_mask, caption_mask, bounds
         self.clips = clip_mask[:, None] if clip_mask.dim() == 2 else clip_mask
         self.captions = caption_mask[None] if caption_mask.dim() == 2 else caption_mask
-        self.values = up_cast(values, working_dtype(values)).masked_fill(~self.valid, 0)
+        self.raw = up_cast(values, working_dtype(values))
+        self._values: Tensor | None = None
+
+    @property
+    def values(self) -> Tensor:
+        """(Bv, Bt, N, M), float32 or wider, 0 where absent."""
+        if self._values is None:
+            self._values = self.raw.masked_fill(~self.valid, 0)
+        return self._values
 
     @property
     def valid(self) -> Tensor:
@@ -74,9 +82,9 @@ class SimilarityBlock:
     @property
     def counts(self) -> tuple[Tensor, Tensor]:
         """How many clips and how many captions each pair has, both (Bv, Bt)."""
-        shape = self.values.shape[:2]
+        shape = self.raw.shape[:2]
         return self.clips.sum(-1).expand(shape), self.captions.sum(-1).expand(shape)
 
     def keep(self, clips: Tensor) -> SimilarityBlock:
         """The same block with fewer valid clips: those in a mask (Bv, Bt, N)."""
-        return SimilarityBlock(self.values, self.clips & clips, self.caption_mask, self.bounds)
+        return SimilarityBlock(self.raw, self.clips & clips, self.caption_mask, self.bounds)

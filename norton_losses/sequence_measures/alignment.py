@@ -51,9 +51,9 @@ class AbstractAlignment(AbstractSequenceMeasure):
     def evaluate(self, block: SimilarityBlock) -> MeasureOutput:
         tiles = _Tiles(block, self.distance)
         if any(parameter.requires_grad for parameter in self.parameters()):
-            score = tiles.scores(block.values)  # autograd keeps all tiles for the parameters
+            score = tiles.scores(block.raw)  # autograd keeps all tiles for the parameters
         else:
-            inputs = block.values, block.clips, block.captions, tiles
+            inputs = block.raw, block.clips, block.captions, tiles
             score = cast(Tensor, _ByTiles.apply(*inputs))  # pyright: ignore
         return MeasureOutput(score, alignment=partial(self._path, block))
 
@@ -62,10 +62,10 @@ class AbstractAlignment(AbstractSequenceMeasure):
         # Inference mode records nothing, and its tensors cannot be recorded later: hence clones.
         with torch.inference_mode(False), torch.no_grad():
             masks = block.clip_mask.clone(), block.caption_mask.clone()
-            block = SimilarityBlock(block.values.clone(), *masks)
+            block = SimilarityBlock(block.raw.clone(), *masks)
             clips, captions = block.counts
-            matches = (clips + captions).to(block.values.dtype)
-            path = _Tiles(block, self.distance).gradient(block.values, matches)
+            matches = (clips + captions).to(block.raw.dtype)
+            path = _Tiles(block, self.distance).gradient(block.raw, matches)
         return path + 0  # 0, where -0 would be printed
 
     def extra_repr(self) -> str:
@@ -132,10 +132,10 @@ class _Tiles:
     """
 
     def __init__(self, block: SimilarityBlock, distance: Distance) -> None:
-        bv, bt, n, m = block.values.shape
+        bv, bt, n, m = block.raw.shape
         self.clips, self.captions = block.clips.expand(bv, bt, n), block.captions.expand(bv, bt, m)
         self.distance = distance
-        self.looks = block.values.device.type == "cpu"
+        self.looks = block.raw.device.type == "cpu"
         self.gaps = not (self.looks and _valid_first(block.clips) and _valid_first(block.captions))
 
     def __iter__(self) -> Iterator[_Tile]:

@@ -85,7 +85,7 @@ def kept_clips(
 
 
 def _kept(block: SimilarityBlock, clips_per_caption: float) -> Tensor:
-    fit = block.values.detach().masked_fill(~block.captions[..., None, :], -torch.inf).amax(-1)
+    fit = block.raw.detach().masked_fill(~block.captions[..., None, :], -torch.inf).amax(-1)
     fit = fit.clamp(min=torch.finfo(fit.dtype).min).masked_fill(~block.clips, -torch.inf)
     place = fit.argsort(dim=-1, descending=True, stable=True).argsort(-1)
     # float64, as floats of Python are: 1.3 * 10 must not become 12.999999.
