@@ -80,12 +80,11 @@ def errors(case: Case, device: str = "cpu") -> float:
     (clips, captions), given = case.make()
     exact = [t.to(case.operand_dtype or t.dtype).double() for t in (clips, captions)]
     none = torch.empty(0, dtype=torch.float64)
-    expected = chunked.forward(*exact, *given, case.alpha, case.mean, None, none)
+    operands = chunked.Operands(*exact, *given, case.alpha, torch.float64)
+    expected = chunked.forward(operands, case.mean, none)
     g = torch.Generator().manual_seed(1)
     upstream = torch.randn(2, case.clips, case.captions, generator=g)
-    slopes = chunked.backward(
-        *upstream.double(), *exact, *given, case.alpha, None, none, case.wanted
-    )
+    slopes = chunked.backward(*upstream.double(), operands, none, case.wanted)
 
     leaves = [
         t.to(device).requires_grad_(wants)

@@ -180,11 +180,10 @@ def test_the_token_tensor_is_never_held(alpha: float) -> None:
     given = [torch.ones(k, t, dtype=torch.bool) for t in (f, w)]
     none = torch.empty(0)
     with LargestTensor() as seen:
-        soft_maximum_chunked.forward(*made, *given, alpha, alpha > 0, None, none)
+        operands = soft_maximum_chunked.Operands(*made, *given, alpha, torch.float32)
+        soft_maximum_chunked.forward(operands, alpha > 0, none)
         upstream = torch.randn(2, k, k)
-        soft_maximum_chunked.backward(
-            *upstream, *made, *given, alpha, None, none, wanted=(True, True)
-        )
+        soft_maximum_chunked.backward(*upstream, operands, none, wanted=(True, True))
     tile = soft_maximum_chunked.ROW_TOKENS * soft_maximum_chunked.COLUMN_TOKENS
     assert seen.largest <= max(tile, 2 * k * k) < k * f * k * w
 

@@ -47,10 +47,11 @@ def soft_maximum(
         most_kept: how many numbers may be kept for the backward pass.
     """
     kept = _room(clips, captions, most_kept)
-    arguments = clips, captions, frame_mask, word_mask, alpha, mean, operand_dtype
+    dtype = operand_dtype or clips.dtype
+    operands = chunked.Operands(clips, captions, frame_mask, word_mask, alpha, dtype)
     if implementation == "triton":
-        return *import_triton().forward(*arguments), kept
-    return *chunked.forward(*arguments, kept), kept
+        return *import_triton().forward(operands, mean), kept
+    return *chunked.forward(operands, mean, kept), kept
 
 
 @soft_maximum.register_fake
@@ -80,12 +81,12 @@ def soft_maximum_backward(
         largest = torch.maximum(by_frame.abs().amax(), by_word.abs().amax())
         largest = largest.masked_fill(largest == 0, 1)
         by_frame, by_word = by_frame / largest, by_word / largest
-    arguments = by_frame, by_word, clips, captions, frame_mask, word_mask, alpha, operand_dtype
-    wanted = of_clips, of_captions
+    dtype, wanted = operand_dtype or clips.dtype, (of_clips, of_captions)
+    operands = chunked.Operands(clips, captions, frame_mask, word_mask, alpha, dtype)
     if implementation == "triton":
-        gradients = import_triton().backward(*arguments, wanted)
+        gradients = import_triton().backward(by_frame, by_word, operands, wanted)
     else:
-        gradients = chunked.backward(*arguments, kept, wanted)
+        gradients = chunked.backward(by_frame, by_word, operands, kept, wanted)
     if largest is not None:
         for gradient in gradients:
             gradient.mul_(largest)

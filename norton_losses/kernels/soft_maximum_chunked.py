@@ -6,6 +6,8 @@ computes it again, unless it was kept.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -16,35 +18,50 @@ ROW_TOKENS = COLUMN_TOKENS = 1024
 """A tile's products fill 4 MiB in float32, about what a core's cache holds."""
 
 
-def forward(
-    rows: Tensor,
-    columns: Tensor,
-    row_mask: Tensor,
-    column_mask: Tensor,
-    alpha: float,
-    mean: bool,
-    operand_dtype: torch.dtype | None,
-    kept: Tensor,
-) -> tuple[Tensor, Tensor]:
+class Operands(NamedTuple):
+    """Clips and captions, and how their tokens are compared.
+
+    Attributes:
+        rows: clips (K, F, D), of norm at most 1 unless alpha is below 1/30; finite where masked.
+        columns: captions (L, W, D), likewise.
+        row_mask: (K, F), bool.
+        column_mask: (L, W), bool.
+        alpha: temperature of the soft maximum; 0 is the hard maximum.
+        dtype: of the tokens in matrix products.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    row_mask: Tensor
+    column_mask: Tensor
+    alpha: float
+    dtype: torch.dtype
+
+    @property
+    def swapped(self) -> Operands:
+        """Captions as rows, clips as columns."""
+        rows, columns, row_mask, column_mask, *how = self
+        return Operands(columns, rows, column_mask, row_mask, *how)  # pyright: ignore
+
+    @property
+    def tall(self) -> bool:
+        """Rows have more tokens than columns. The rows are packed whole, so they should not."""
+        return self.rows.shape[:2].numel() > self.columns.shape[:2].numel()
+
+
+def forward(operands: Operands, mean: bool, kept: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over row tokens (K, L), mean over column tokens (K, L) of the soft maximum.
 
     Args:
-        rows: (K, F, D), of norm at most 1 unless alpha is below 1/30; finite where masked.
-        columns: (L, W, D), likewise.
-        row_mask: (K, F).
-        column_mask: (L, W).
-        alpha: temperature of the soft maximum; 0 is the hard maximum.
-        mean: divide the inner sum by its number of terms.
-        operand_dtype: of the tokens in matrix products; None means their own.
+        operands: what is compared.
+        mean: divide the inner sum by its number of terms; not with the hard maximum.
         kept: filled with what the backward pass would have to compute again, if that fits.
     """
-    if rows.shape[:2].numel() > columns.shape[:2].numel():
-        # The rows are packed whole, the columns tile by tile: let the rows be the smaller side.
-        by_column, by_row = forward(
-            columns, rows, column_mask, row_mask, alpha, mean, operand_dtype, kept
-        )
+    if operands.tall:
+        by_column, by_row = forward(operands.swapped, mean, kept)
         return by_row.mT.contiguous(), by_column.mT.contiguous()
-    work = _Tiles(rows, columns, row_mask, column_mask, alpha, operand_dtype, kept)
+    rows, columns = operands.rows, operands.columns
+    work = _Tiles(operands, kept)
     by_row, by_column = (rows.new_zeros(len(rows), len(columns)) for _ in range(2))
     for column in work.columns:
         column_tokens = work.column_tokens(column)
@@ -63,25 +80,15 @@ def forward(
 
 
 def backward(
-    by_row: Tensor,
-    by_column: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-    row_mask: Tensor,
-    column_mask: Tensor,
-    alpha: float,
-    operand_dtype: torch.dtype | None,
-    kept: Tensor,
-    wanted: tuple[bool, bool],
+    by_row: Tensor, by_column: Tensor, operands: Operands, kept: Tensor, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
     """Gradients of rows and columns, given those of both results; empty where not wanted."""
-    if rows.shape[:2].numel() > columns.shape[:2].numel():
-        of_columns, of_rows = backward(
-            by_column.mT, by_row.mT, columns, rows, column_mask, row_mask, alpha, operand_dtype,
-            kept, (wanted[1], wanted[0]),
-        )  # fmt: skip
+    if operands.tall:
+        turned = by_column.mT, by_row.mT, operands.swapped
+        of_columns, of_rows = backward(*turned, kept, (wanted[1], wanted[0]))
         return of_rows, of_columns
-    work = _Tiles(rows, columns, row_mask, column_mask, alpha, operand_dtype, kept)
+    rows, columns = operands.rows, operands.columns
+    work = _Tiles(operands, kept)
     of_rows, of_columns = (
         tokens.new_zeros(tokens.shape) if wants else tokens.new_empty(0)
         for tokens, wants in zip((rows, columns), wanted, strict=True)
@@ -104,8 +111,7 @@ def backward(
                 weight,
             )
             weight = weight.view(row.size, column.size)
-            if operand_dtype is not None:
-                weight = weight.to(operand_dtype)
+            weight = weight.to(operands.dtype)
             if wanted[0]:
                 add_product(of_row_tiles[place], weight, column_tokens)
             if wanted[1]:
@@ -120,20 +126,11 @@ def backward(
 class _Tiles:
     """Both sides in tiles, the rows' tokens packed, and room for the products of two tiles."""
 
-    def __init__(
-        self,
-        rows: Tensor,
-        columns: Tensor,
-        row_mask: Tensor,
-        column_mask: Tensor,
-        alpha: float,
-        operand_dtype: torch.dtype | None,
-        kept: Tensor,
-    ) -> None:
+    def __init__(self, operands: Operands, kept: Tensor) -> None:
+        rows, columns, row_mask, column_mask, alpha, self._dtype = operands
         self.reduction = reduction_of(alpha)
         self.rows = tiles_of(row_mask, ROW_TOKENS)
         self.columns = tiles_of(column_mask, COLUMN_TOKENS)
-        self._dtype = operand_dtype or rows.dtype
         self._all_columns = columns.reshape(-1, columns.shape[-1])
         all_rows = rows.reshape(-1, rows.shape[-1])
         self.row_tokens = [all_rows[row.tokens.reshape(-1)].to(self._dtype) for row in self.rows]

@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from norton_losses.kernels.soft_maximum_chunked import add_product
+from norton_losses.kernels.soft_maximum_chunked import Operands, add_product
 from norton_losses.kernels.soft_maximum_device_triton import (
     MAXIMUM,
     SEPARATE,
@@ -99,19 +99,11 @@ class _Side(NamedTuple):
         return out
 
 
-def forward(
-    clips: Tensor,
-    captions: Tensor,
-    frame_mask: Tensor,
-    word_mask: Tensor,
-    alpha: float,
-    mean: bool,
-    operand_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor]:
+def forward(operands: Operands, mean: bool) -> tuple[Tensor, Tensor]:
     """As :func:`norton_losses.kernels.soft_maximum_chunked.forward`, in float32."""
-    sides = _side(clips, frame_mask, operand_dtype), _side(captions, word_mask, operand_dtype)
+    clips, captions, sides = operands.rows, operands.columns, _sides(operands)
     by_frame, by_word = (clips.new_zeros(len(clips), len(captions)) for _ in range(2))
-    kind, scale, unit = _kind(alpha)
+    kind, scale, unit = _kind(operands.alpha)
     for swap, variant in _variants(*sides, backward=False):
         _launch(
             best_kernel, variant, kind, swap, *sides, (by_frame, by_word), scale, unit,
@@ -121,20 +113,12 @@ def forward(
 
 
 def backward(
-    by_frame: Tensor,
-    by_word: Tensor,
-    clips: Tensor,
-    captions: Tensor,
-    frame_mask: Tensor,
-    word_mask: Tensor,
-    alpha: float,
-    operand_dtype: torch.dtype | None,
-    wanted: tuple[bool, bool],
+    by_frame: Tensor, by_word: Tensor, operands: Operands, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
     """Gradients of clips and captions, given those of both results; empty where not wanted."""
-    x, y = _side(clips, frame_mask, operand_dtype), _side(captions, word_mask, operand_dtype)
+    clips, captions, (x, y) = operands.rows, operands.columns, _sides(operands)
     upstream = by_frame.contiguous(), by_word.contiguous()
-    kind, scale, _ = _kind(alpha)
+    kind, scale, _ = _kind(operands.alpha)
     of_clips, of_captions = (
         torch.zeros_like(side.tokens, dtype=torch.float32) if wants else clips.new_empty(0)
         for side, wants in zip((x, y), wanted, strict=True)
@@ -172,11 +156,16 @@ def constants(variant: Variant, operand_bytes: int, kind: int) -> dict[str, int]
     }
 
 
-def _side(tokens: Tensor, mask: Tensor, dtype: torch.dtype | None) -> _Side:
+def _sides(operands: Operands) -> tuple[_Side, _Side]:
+    clips, captions, frame_mask, word_mask, _, dtype = operands
+    return _side(clips, frame_mask, dtype), _side(captions, word_mask, dtype)
+
+
+def _side(tokens: Tensor, mask: Tensor, dtype: torch.dtype) -> _Side:
     lengths, places = mask.sum(-1).sort(descending=True, stable=True)
     valid_first = mask.byte().argsort(dim=-1, descending=True, stable=True)[places]
     index = places[:, None] * mask.shape[1] + valid_first
-    packed = tokens.flatten(0, 1)[index].to(dtype or tokens.dtype)
+    packed = tokens.flatten(0, 1)[index].to(dtype)
     missing = -tokens.shape[-1] % _WIDTH_MULTIPLE
     return _Side(torch.nn.functional.pad(packed, (0, missing)), lengths, places, index)
 
