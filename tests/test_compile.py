@@ -83,5 +83,7 @@ def test_the_operators_keep_their_promises() -> None:
     scores, even = torch.randn(3, 4, 5), torch.full((3, 4), 0.25).log()
     arguments = scores, even, torch.full((3, 5), 0.2).log(), 0.5, None, 7, None, "auto", False
     torch.library.opcheck(operator.explicit_operator, arguments)
+    turned = scores.mT, arguments[2].mT.contiguous().mT, even, *arguments[3:]
+    torch.library.opcheck(operator.explicit_operator, turned)
     points = torch.randn(4, 2), torch.randn(5, 2), even[0], torch.full((5,), 0.2).log()
     torch.library.opcheck(operator.cloud_operator, (*points, 0.5, 2, 7, 1e-3))

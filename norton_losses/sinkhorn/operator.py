@@ -89,7 +89,7 @@ def _with_steps(scalings: Scalings) -> tuple[Tensor, Tensor, Tensor]:
     log_u, log_v, steps = scalings
     if isinstance(steps, int):
         steps = torch.full_like(log_u[..., 0], steps, dtype=torch.int64)
-    return log_u, log_v, steps
+    return log_u.contiguous(), log_v.contiguous(), steps.contiguous()
 
 
 # Schemas are written out: torch before 2.6 cannot read them from postponed annotations.
@@ -123,4 +123,4 @@ def _(
 
 def _like(log_mu: Tensor, log_nu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     steps = log_mu.new_empty(log_mu.shape[:-1], dtype=torch.int64)
-    return torch.empty_like(log_mu), torch.empty_like(log_nu), steps
+    return log_mu.new_empty(log_mu.shape), log_nu.new_empty(log_nu.shape), steps
