@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Real
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -46,7 +47,10 @@ def check_floating(name: str, tensor: Tensor, layout: str) -> None:
 def check_mask(name: str, mask: Tensor, shape: Sequence[int], like: Tensor) -> None:
     """A bool tensor of exactly ``shape`` on the device of ``like``."""
     if not isinstance(mask, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"{name} must be a bool torch.Tensor, got {type(mask).__name__}")
+        raise TypeError(
+            f"{name} must be a bool torch.Tensor, got {type(mask).__name__}; convert it with "
+            "torch.as_tensor"
+        )
     if mask.dtype != torch.bool:
         raise TypeError(
             f"{name} must be a bool tensor with True where valid, got {mask.dtype}; "
@@ -59,8 +63,11 @@ def check_mask(name: str, mask: Tensor, shape: Sequence[int], like: Tensor) -> N
 def check_group_ids(name: str, group_ids: Tensor, shape: Sequence[int], like: Tensor) -> None:
     """An integer tensor of exactly ``shape`` on the device of ``like``."""
     if not isinstance(group_ids, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"{name} must be an integer torch.Tensor, got {type(group_ids).__name__}")
-    if group_ids.is_floating_point() or group_ids.is_complex():
+        raise TypeError(
+            f"{name} must be an integer torch.Tensor, got {type(group_ids).__name__}; convert it "
+            "with torch.as_tensor"
+        )
+    if not is_integer(group_ids):
         raise TypeError(
             f"{name} must be an integer tensor, got {group_ids.dtype}; "
             "number the groups and call .long() on it"
@@ -69,11 +76,16 @@ def check_group_ids(name: str, group_ids: Tensor, shape: Sequence[int], like: Te
     check_device(name, group_ids, like)
 
 
+def is_integer(tensor: Tensor) -> bool:
+    other = tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
+    return not other
+
+
 def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
     if tuple(tensor.shape) != tuple(shape):
         raise ValueError(
-            f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}; "
-            "it follows the layout of the tensor that it describes"
+            f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}; give it the "
+            "dimensions of the tensor that it goes with"
         )
 
 
@@ -86,22 +98,32 @@ def check_device(name: str, tensor: Tensor, like: Tensor) -> None:
 
 
 def check_positive(name: str, value: float) -> None:
-    _check_number(name, value)
+    check_number(name, value)
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a finite number above 0, got {value}")
 
 
 def check_not_negative(name: str, value: float) -> None:
-    _check_number(name, value)
+    check_number(name, value)
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a finite number, 0 or above, got {value}")
 
 
-def _check_number(name: str, value: object) -> None:
+def check_number(name: str, value: object) -> None:
     # A tensor acts as a number, and a parameter passed here would silently never be trained.
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a plain number, got {value!r}; if it is a tensor, call "
                         ".item()")  # fmt: skip
+
+
+def check_range(name: str, value: Any) -> None:
+    """Two finite numbers (lo, hi) with lo <= hi."""
+    pair = isinstance(value, (tuple, list)) and len(cast(Sequence[Any], value)) == 2
+    if not pair or not -math.inf < value[0] <= value[1] < math.inf:
+        raise ValueError(
+            f"{name} must be finite numbers (lo, hi) with lo <= hi, got {value}; "
+            "leave it out if nothing is known"
+        )
 
 
 def check_count(name: str, value: int | None, *, minimum: int = 1, optional: bool = False) -> None:
@@ -112,6 +134,7 @@ def check_count(name: str, value: int | None, *, minimum: int = 1, optional: boo
 
 
 def check_fraction(name: str, value: float) -> None:
+    check_number(name, value)
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie in [0, 1], got {value}")
 

@@ -84,6 +84,8 @@ class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
         torch.Size([16, 32])
     """
 
+    by_embeddings = True
+
     def __init__(
         self,
         beta: float = 0.3,
@@ -115,8 +117,8 @@ class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
             raise ValueError(
                 "clip i is paired with caption i, so there must be as many of each, got N = "
                 f"{clips.shape[1]} clips and M = {captions.shape[1]} captions; group flat tokens "
-                "(K, T, D) by Segments.from_flat(tokens, counts), or use "
-                "NortonVideoParagraphLoss, which takes any N and M"
+                "(K, T, D) by Segments.from_flat(tokens, counts); where videos really have other "
+                "numbers of clips than captions, use NortonVideoParagraphLoss"
             )
         if inputs.group_ids is not None:
             shape = _shape_of_groups(inputs.group_ids, clips)
@@ -245,12 +247,12 @@ def _lifted(side: Segments | Tensor) -> Segments | Tensor:
 
 
 def _shape_of_groups(group_ids: Any, mask: Tensor) -> tuple[int, ...]:
-    """The shape group ids should have: (B,) of sequences, (B, N) of pairs, or (N,) if B = 1."""
+    """The shape group ids should have: (B,) of sequences, (B, N) or (K,) of pairs."""
     b, n = mask.shape
     given = getattr(group_ids, "shape", None)
-    if b == 1:
-        return (1, n) if given == (1, n) else (n,)
-    return (b,) if given == (b,) else (b, n)
+    if given in ((b,), (b, n), (b * n,)):
+        return tuple(given)  # pyright: ignore
+    return (n,) if b == 1 else (b,)
 
 
 def _groups(group_ids: Tensor | None, mask: Tensor) -> Groups | None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from norton_losses._checks import check_floating, check_mask, check_shape
+from norton_losses._checks import check_floating, check_mask, check_number, check_shape
 from norton_losses._numerics import masked_log_softmax, up_cast, working_dtype
 from norton_losses._scalar import ScalarState
 
@@ -98,6 +98,7 @@ class Groups(NamedTuple):
 
 
 def check_temperature(temperature: float) -> None:
+    check_number("temperature", temperature)
     if not COLDEST <= temperature <= HOTTEST:
         raise ValueError(
             f"temperature must lie in [{COLDEST}, {HOTTEST}], got {temperature}; logits are "

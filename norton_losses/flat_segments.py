@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from norton_losses._checks import is_integer
 
 Array: TypeAlias = Tensor | NDArray[Any]
 
@@ -36,20 +38,27 @@ def pad_rows(rows: Tensor, mask: Tensor) -> Tensor:
 
 def mask_of_counts(counts: int | Tensor | Sequence[int], total: int) -> Tensor | None:
     """Which of (B, N) places hold a segment; None for a single count, which fills all."""
-    if isinstance(counts, int):
-        if counts < 1 or total % counts:
-            raise ValueError(
-                f"a single count must divide the {total} segments given, got {counts}; pass one "
-                "count for each sequence"
-            )
+    try:
+        found = torch.as_tensor(counts).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        found = None
+    if found is None or not is_integer(found):
+        raise TypeError(
+            f"counts must be whole numbers, one for each sequence, got {counts!r}; of a floating "
+            "tensor pass counts.long()"
+        )
+    if found.dim() == 0 and (found < 1 or total % found):
+        raise ValueError(
+            f"a single count must divide the {total} segments given, got {int(found)}; pass one "
+            "count for each sequence"
+        )
+    if found.dim() == 0:
         return None
-    found = torch.as_tensor(counts).detach().cpu()
-    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise TypeError(f"counts must be whole numbers, got {found.dtype}; call .long() on them")
     if found.dim() != 1 or found.numel() == 0 or (found < 0).any() or found.sum() != total:
         raise ValueError(
             f"counts must have shape (B,), 0 or above, and the sum {total} of the segments given, "
-            f"got shape {tuple(found.shape)} of sum {int(found.sum())}"
+            f"got {found.numpy()} of sum {int(found.sum())}; of offsets take .diff(), of the "
+            "sequence of each segment .bincount()"
         )
     return torch.arange(int(found.max())) < found[:, None]
 
@@ -59,7 +68,7 @@ def flatten_list(name: str, sequences: Sequence[Array | Sequence[Array]]) -> Fla
     if isinstance(sequences, (str, bytes)) or not isinstance(sequences, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
             f"{name} must be a list with one array of segments for each sequence, got "
-            f"{type(sequences).__name__}"
+            f"{type(sequences).__name__}; a padded tensor goes to Segments(tokens, token_mask)"
         )
     if not sequences:
         raise ValueError(f"{name} must hold one sequence at least, got none")
@@ -69,31 +78,26 @@ def flatten_list(name: str, sequences: Sequence[Array | Sequence[Array]]) -> Fla
     single: bool | None = None
     for number, sequence in enumerate(sequences):
         where = f"{name}[{number}]"
-        if isinstance(sequence, (Tensor, np.ndarray)):
-            array = as_tensor(sequence)
+        if isinstance(sequence, (list, tuple)):
+            parts = [_read_array(where, segment) for segment in sequence]
+            if parts and (single or any(part.dim() != 2 for part in parts)):
+                raise ValueError(
+                    f"{where} must be a list of arrays (T, D), as all of {name}, got shapes "
+                    f"{[tuple(part.shape) for part in parts][:9]}; stack embeddings (D,) to (n, D)"
+                )
+            single = False if parts else single
+            lengths += [len(part) for part in parts]
+        else:
+            array = _read_array(where, sequence)
             if array.dim() not in (2, 3) or single not in (None, array.dim() == 2):
                 raise ValueError(
                     f"{where} must have shape (n, D), or all of {name} (n, T, D), got "
                     f"{tuple(array.shape)}"
                 )
-            single, parts = array.dim() == 2, [array.reshape(-1, array.shape[-1])]
+            single, parts = array.dim() == 2, [array.flatten(0, -2)]
             lengths += [1 if single else array.shape[1]] * len(array)
-        else:
-            array, parts = sequence, [as_tensor(segment) for segment in sequence]
-            if single or any(part.dim() != 2 for part in parts):
-                raise ValueError(
-                    f"{where} must be a list of arrays (T, D), as all of {name}, got shapes "
-                    f"{[tuple(part.shape) for part in parts][:9]}"
-                )
-            single = False
-            lengths += [len(part) for part in parts]
-        counts.append(len(array))
+        counts.append(len(sequence))
         for part in parts:
-            if not part.is_floating_point():
-                raise TypeError(
-                    f"{where} must be a floating array, got {part.dtype}; embed token ids first, "
-                    "or call .float()"
-                )
             if rows and part.shape[-1] != rows[0].shape[-1]:
                 raise ValueError(
                     f"{name} must share their width D, got {rows[0].shape[-1]} in {name}[0] and "
@@ -108,6 +112,22 @@ def flatten_list(name: str, sequences: Sequence[Array | Sequence[Array]]) -> Fla
     token_mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     token_mask = token_mask.to(together.device)
     return FlatSegments(pad_rows(together, token_mask), of_sequences, token_mask)
+
+
+def _read_array(where: str, array: Any) -> Tensor:
+    if not isinstance(array, (Tensor, np.ndarray)):
+        raise TypeError(
+            f"{where} must be an array of torch or numpy, or a list of them, got "
+            f"{type(array).__name__}"
+        )
+    given = cast(Array, array)
+    floating = given.is_floating_point() if isinstance(given, Tensor) else given.dtype.kind == "f"
+    if not floating:
+        raise TypeError(
+            f"{where} must be a floating array, got {given.dtype}; embed token ids first, or call "
+            ".float()"
+        )
+    return as_tensor(given)
 
 
 def as_tensor(array: Array) -> Tensor:

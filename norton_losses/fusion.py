@@ -12,10 +12,16 @@ from typing import TypeAlias, final
 import torch
 from torch import Tensor, nn
 
-from norton_losses._checks import check_choice, check_not_negative
+from norton_losses._checks import (
+    check_choice,
+    check_floating,
+    check_not_negative,
+    check_range,
+    check_shape,
+)
 from norton_losses._numerics import full_precision, unit
 from norton_losses._typing import Range, Rescale
-from norton_losses.segments import Segments, assemble, read_pair
+from norton_losses.segments import Segments, read_pair
 from norton_losses.similarity_block import SimilarityBlock
 
 
@@ -103,8 +109,8 @@ class FunctionSimilarity(AbstractSimilarity):
     """Wraps a function of two :class:`~norton_losses.Segments` as a similarity.
 
     Args:
-        function: from Segments of Bv and Bt sequences to (Bv, Bt, N, M), floating. Values of absent
-            clips and captions have no effect.
+        function: from Segments of Bv and Bt sequences, which hold zeros where masked, to
+            (Bv, Bt, N, M), floating. Values of absent clips and captions have no effect.
     """
 
     def __init__(self, function: SimilarityFunction) -> None:
@@ -114,7 +120,11 @@ class FunctionSimilarity(AbstractSimilarity):
     def between(
         self, video: Segments, text: Segments, similarity_range: Range | None = None
     ) -> SimilarityBlock:
-        return SimilarityBlock(self.function(video, text), video.mask, text.mask)
+        values = self.function(video.zeroed(), text.zeroed())
+        check_floating("similarity", values, "(Bv, Bt, N, M)")
+        shape = len(video), len(text), video.mask.shape[1], text.mask.shape[1]
+        check_shape("similarity", values, shape)
+        return SimilarityBlock(values, video.mask, text.mask)
 
 
 class AbstractTokenSimilarity(AbstractSimilarity):
@@ -149,10 +159,7 @@ class AbstractTokenSimilarity(AbstractSimilarity):
         self, video: Segments, text: Segments, similarity_range: Range | None = None
     ) -> SimilarityBlock:
         with full_precision(video.tokens):
-            units = (
-                assemble(unit(side.tokens, side.token_mask), side.token_mask, side.mask, None)
-                for side in (video, text)
-            )
+            units = (side.with_tokens(unit(side.tokens, side.token_mask)) for side in (video, text))
             parts = self.directions(*units)
             pooled = None
             if self.pooled_weight > 0:
@@ -178,10 +185,12 @@ class AbstractTokenSimilarity(AbstractSimilarity):
     def check_range(self, similarity_range: Range | None) -> None:
         if not self.needs_range:
             super().check_range(similarity_range)
-        elif similarity_range is not None and not similarity_range[0] < similarity_range[1]:
-            raise ValueError(
-                f"similarity_range must be (lo, hi) with lo < hi, got {similarity_range}"
-            )
+        elif similarity_range is not None:
+            check_range("similarity_range", similarity_range)
+            if similarity_range[0] == similarity_range[1]:
+                raise ValueError(
+                    f"similarity_range must be (lo, hi) with lo < hi, got {similarity_range}"
+                )
 
     def extra_repr(self) -> str:
         return f"pooled_weight={self.pooled_weight}, rescale={self.rescale!r}"

@@ -53,6 +53,8 @@ def loss_of(
 class AbstractLoss(nn.Module, ABC, Generic[Output]):
     """A loss of videos and the paragraphs that came with them."""
 
+    by_embeddings = False  # whether embeddings are all that is compared
+
     def explain(
         self,
         video: Segments | Tensor,
@@ -83,12 +85,11 @@ class AbstractLoss(nn.Module, ABC, Generic[Output]):
     forward = loss_of(explain)
 
     def read(self, video: Any, text: Any, group_ids: Any, logit_scale: Any) -> LossInputs:
-        video, text = read_pair(video, text)
+        video, text = read_pair(video, text, by_embeddings=self.by_embeddings)
         if len(video) != len(text):
             raise ValueError(
                 f"video and text must hold as many sequences, got B = {len(video)} and "
-                f"{len(text)}; to rank candidates against each other use .score(...), which allows "
-                "it"
+                f"{len(text)}; to rank other numbers of them use .score of a NortonLoss"
             )
         return LossInputs(video, text, group_ids, logit_scale)
 
@@ -117,7 +118,8 @@ class AbstractContrastiveLoss(AbstractLoss[Output]):
         if self.temperature is not None:
             raise ValueError(
                 "logit_scale replaces the temperature, and this loss has one of its own; build it "
-                f"with {type(self).__name__}(temperature=None), or leave logit_scale out"
+                f"with {type(self).__name__}(temperature=None), for a NortonLoss as well, or leave "
+                "logit_scale out"
             )
         if not isinstance(logit_scale, Tensor):
             check_positive("logit_scale", logit_scale)

@@ -52,7 +52,8 @@ class VideoParagraphOutput:
 
     @property
     def alignment(self) -> Tensor | None:
-        return self.measured.alignment
+        path = self.measured.alignment
+        return None if path is None else path.detach()
 
     @property
     def bucket_value(self) -> Tensor | None:

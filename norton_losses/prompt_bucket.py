@@ -10,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from norton_losses._checks import check_fraction
+from norton_losses._checks import check_fraction, check_number
 from norton_losses._scalar import ScalarState
 from norton_losses._typing import Range
 from norton_losses.similarity_block import SimilarityBlock
@@ -56,8 +56,10 @@ class PromptBucket(ScalarState):
     ) -> None:
         super().__init__()
         check_fraction("ratio", ratio)
-        if value is not None and not abs(value) < float("inf"):
-            raise ValueError(f"value must be a finite similarity, got {value}")
+        if value is not None:
+            check_number("value", value)
+            if not abs(value) < float("inf"):
+                raise ValueError(f"value must be a finite similarity, got {value}")
         self.ratio = ratio
         self.value = value
         self.offset = nn.Parameter(torch.zeros(1)) if learnable else None

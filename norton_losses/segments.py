@@ -6,7 +6,8 @@ a caption holds words. To the code both are sequences of segments of tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 
 import torch
@@ -83,7 +84,8 @@ class Segments:
         _check_beside(tokens, 2, token_mask, embeddings)
         if mask is not None:
             check_mask("mask", mask, tokens.shape[:2], tokens)
-        self._complete(tokens, token_mask, mask, embeddings)
+        self.tokens, self._embeddings = tokens, embeddings
+        self._complete(token_mask, mask)
 
     @classmethod
     def from_flat(
@@ -115,6 +117,7 @@ class Segments:
             tensor([5, 2])
         """
         single = isinstance(tokens, Tensor) and tokens.dim() == 2  # pyright: ignore[reportUnnecessaryIsInstance]
+        _check_embedded("tokens", tokens)
         check_floating("tokens", tokens, "(K, D)" if single else "(K, T, D)")
         if single and token_mask is not None:
             raise ValueError(
@@ -133,7 +136,8 @@ class Segments:
             return pad_rows(rows, mask)
 
         made = cls.__new__(cls)
-        made._complete(grouped(tokens), grouped(token_mask), mask, grouped(embeddings))
+        made.tokens, made._embeddings = grouped(tokens), grouped(embeddings)
+        made._complete(grouped(token_mask), mask)
         return made
 
     @classmethod
@@ -167,16 +171,15 @@ class Segments:
             return cls.from_flat(*flat)
         vectors = flatten_list("embeddings", embeddings)
         if not torch.equal(vectors.counts, flat.counts):
-            raise ValueError(
-                f"embeddings must have a row for each segment, {[*flat.counts]} of them, got "
-                f"{[*vectors.counts]}"
-            )
+            wanted, got = ([int(n) for n in side.counts] for side in (flat, vectors))
+            raise ValueError(f"embeddings must have a row for each segment, {wanted}, got {got}")
         return cls.from_flat(*flat, embeddings=vectors.tokens)
 
     def flat(self) -> FlatSegments:
         """The valid segments one after another: the inverse of :meth:`from_flat`.
 
-        Their embeddings are ``segments.embeddings[segments.mask]``. The host waits for the GPU.
+        A segment without a valid token is left out. The embeddings are
+        ``segments.embeddings[segments.mask]``. The host waits for the GPU.
 
         Example:
             >>> import torch
@@ -197,7 +200,7 @@ class Segments:
             return self._embeddings
         tokens = up_cast(self.tokens, working_dtype(self.tokens))
         if tokens.shape[2] == 1:
-            return tokens[:, :, 0]
+            return tokens[:, :, 0].masked_fill(~self.mask[..., None], 0)
         return masked_mean(tokens, self.token_mask[..., None], dim=2)
 
     @property
@@ -212,18 +215,26 @@ class Segments:
 
     def working(self, dtype: torch.dtype) -> Segments:
         """The same in the working precision, with embeddings: the form that the stages take."""
-        embeddings = up_cast(self.embeddings, dtype)
-        return assemble(up_cast(self.tokens, dtype), self.token_mask, self.mask, embeddings)
+        return self.with_tokens(up_cast(self.tokens, dtype), up_cast(self.embeddings, dtype))
+
+    def with_tokens(self, tokens: Tensor, embeddings: Tensor | None = None) -> Segments:
+        """The same segments with other tokens, unchecked, and other embeddings or their mean."""
+        return _unflatten((tokens, self.token_mask, self.mask, embeddings), self._single)
+
+    def zeroed(self) -> Segments:
+        """The same with zeros where masked, and with embeddings."""
+        tokens = self.tokens.masked_fill(~self.token_mask[..., None], 0)
+        return self.with_tokens(tokens, self.embeddings.masked_fill(~self.mask[..., None], 0))
 
     def to(self, *args: Any, **kwargs: Any) -> Segments:
         """Moved as :meth:`torch.Tensor.to` does; a dtype is that of tokens and embeddings."""
         device = self.tokens.new_empty(0).to(*args, **kwargs).device
-        non_blocking = kwargs.get("non_blocking", False)
+        non_blocking, copy = (kwargs.get(name, False) for name in ("non_blocking", "copy"))
 
         def moved(tensor: Tensor) -> Tensor:
             if tensor.is_floating_point():
                 return tensor.to(*args, **kwargs)
-            return tensor.to(device, non_blocking=non_blocking)
+            return tensor.to(device, non_blocking=non_blocking, copy=copy)
 
         return self._map(moved)
 
@@ -236,10 +247,18 @@ class Segments:
 
     def __getitem__(self, index: Any) -> Segments:
         """Some of the sequences, by any index of one dimension; a number gives a batch of one."""
-        if isinstance(index, int):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"there are {len(self)} sequences, got index {index}")
-            index = slice(index, index + 1 or None)
+        if isinstance(index, (tuple, str)) or index is None:
+            raise TypeError(
+                "sequences are taken by one number, slice, list or tensor, got "
+                f"{index!r}; index .tokens for clips and frames"
+            )
+        if getattr(index, "ndim", None) == 0 or isinstance(index, int):
+            number = operator.index(index)
+            if not -len(self) <= number < len(self):
+                raise IndexError(f"there are {len(self)} sequences, got index {number}")
+            index = slice(number, number + 1 or None)
+        elif getattr(index, "ndim", 1) != 1:
+            raise TypeError(f"an index of sequences must have one dimension, got {index.ndim}")
         return self._map(lambda tensor: tensor[index])
 
     def __repr__(self) -> str:
@@ -247,49 +266,33 @@ class Segments:
         dtype, device = self.tokens.dtype, self.tokens.device
         return f"Segments(B={b}, N={n}, T={t}, D={d}, dtype={dtype}, device={str(device)!r})"
 
-    def _complete(
-        self,
-        tokens: Tensor,
-        token_mask: Tensor | None = None,
-        mask: Tensor | None = None,
-        embeddings: Tensor | None = None,
-    ) -> None:
-        """Fill in what was left out of checked arguments."""
-        self._single = tokens.dim() == 3
-        self.tokens = tokens[:, :, None] if self._single else tokens
+    def _complete(self, token_mask: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """Make the masks, and give 3-d tokens their fourth dimension."""
+        self._single = self.tokens.dim() == 3
+        if self._single:
+            self.tokens = self.tokens[:, :, None]
         if token_mask is None:
-            token_mask = tokens.new_ones(self.tokens.shape[:3], dtype=torch.bool)
+            token_mask = self.tokens.new_ones(self.tokens.shape[:3], dtype=torch.bool)
         self.token_mask = token_mask if mask is None else token_mask & mask[..., None]
         self.mask = self.token_mask.any(-1)
-        self._embeddings = embeddings
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Segments:
-        (*tensors, embeddings), single = _flatten(self)
-        embeddings = None if embeddings is None else function(embeddings)
-        return assemble(*map(function, tensors), embeddings, single=single)  # pyright: ignore
+        tensors, single = _flatten(self)
+        return _unflatten([None if t is None else function(t) for t in tensors], single)
 
 
 # pyright: reportPrivateUsage=false
-def assemble(
-    tokens: Tensor,
-    token_mask: Tensor,
-    mask: Tensor,
-    embeddings: Tensor | None = None,
-    *,
-    single: bool = False,
-) -> Segments:
-    """Segments of tensors that are known to fit each other, unchecked."""
-    made = Segments.__new__(Segments)
-    made.tokens, made.token_mask, made.mask = tokens, token_mask, mask
-    made._embeddings, made._single = embeddings, single
-    return made
+def read_pair(
+    video: Segments | Tensor, text: Segments | Tensor, *, by_embeddings: bool = False
+) -> tuple[Segments, Segments]:
+    """Both sides of a loss, checked against each other, in one working precision.
 
-
-def read_pair(video: Segments | Tensor, text: Segments | Tensor) -> tuple[Segments, Segments]:
-    """Both sides of a loss, checked against each other, in one working precision."""
+    ``by_embeddings`` means that tokens are not compared: they may differ in width.
+    """
     video, text = _read("video", video), _read("text", text)
     check_device("text", text.tokens, video.tokens)
-    _check_widths("width D", video.tokens, text.tokens)
+    if not by_embeddings:
+        _check_widths("width D", video.tokens, text.tokens)
     dtype = torch.promote_types(video.working_dtype, text.working_dtype)
     video, text = video.working(dtype), text.working(dtype)
     _check_widths("width of embeddings", video.embeddings, text.embeddings)
@@ -298,31 +301,44 @@ def read_pair(video: Segments | Tensor, text: Segments | Tensor) -> tuple[Segmen
 
 def _read(name: str, given: Segments | Tensor) -> Segments:
     if isinstance(given, Segments):
+        if not len(given):
+            raise ValueError(
+                f"{name} must hold one sequence at least, got none; skip empty batches"
+            )
         return given
     _check_tokens(name, given)
     made = Segments.__new__(Segments)
-    made._complete(given)
+    made.tokens, made._embeddings = given, None
+    made._complete()
     return made
 
 
 def _check_tokens(name: str, tokens: object) -> None:
     """Raise unless tokens are floating (B, N, T, D) or (B, N, D); errors name common mistakes."""
     if not isinstance(tokens, Tensor):
+        listed = isinstance(tokens, (list, tuple))
+        remedy = (
+            "pad sequences by Segments.from_list" if listed else "convert it by torch.as_tensor"
+        )
         raise TypeError(
-            f"{name} must be a torch.Tensor (B, N, T, D) or (B, N, D), got {type(tokens).__name__};"
-            " pad a list of sequences by Segments.from_list(sequences)"
+            f"{name} must be a torch.Tensor (B, N, T, D) or (B, N, D), or a Segments, got "
+            f"{type(tokens).__name__}; {remedy}"  # pyright: ignore
         )
     if tokens.dim() == 2:
         raise ValueError(
             f"{name} must have shape (B, N, T, D) or (B, N, D), got {tuple(tokens.shape)}; group "
             "flat segments (K, D) into sequences by Segments.from_flat(tokens, counts)"
         )
-    if not tokens.is_floating_point():
+    _check_embedded(name, tokens)
+    check_floating(name, tokens, "(B, N, D)" if tokens.dim() == 3 else "(B, N, T, D)")
+
+
+def _check_embedded(name: str, tokens: object) -> None:
+    if isinstance(tokens, Tensor) and not tokens.is_floating_point():
         raise TypeError(
             f"{name} must be a floating tensor, got {tokens.dtype}; if these are token ids, embed "
             "them first, else call .float()"
         )
-    check_floating(name, tokens, "(B, N, D)" if tokens.dim() == 3 else "(B, N, T, D)")
 
 
 def _check_beside(
@@ -330,6 +346,11 @@ def _check_beside(
 ) -> None:
     """Check mask and embeddings against tokens with 2 leading dimensions (B, N), or 1, (K,)."""
     if token_mask is not None:
+        if isinstance(token_mask, Tensor) and token_mask.dim() == leading:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(
+                f"token_mask must have an entry for each token, {tuple(tokens.shape[:-1])}, got "
+                f"shape {tuple(token_mask.shape)}; a mask of whole segments (B, N) is mask=..."
+            )
         check_mask("token_mask", token_mask, tokens.shape[: leading + 1], tokens)
     if embeddings is not None:
         check_floating("embeddings", embeddings, "(B, N, D)" if leading == 2 else "(K, D)")
@@ -351,6 +372,13 @@ def _flatten(segments: Segments) -> tuple[list[Any], bool]:
     return tensors, segments._single
 
 
+def _unflatten(tensors: Iterable[Any], single: bool) -> Segments:
+    made = Segments.__new__(Segments)
+    made.tokens, made.token_mask, made.mask, made._embeddings = tensors
+    made._single = single
+    return made
+
+
 def _flatten_with_names(segments: Segments) -> tuple[list[Any], bool]:
     tensors, single = _flatten(segments)
     names = (pytree.GetAttrKey(n) for n in ("tokens", "token_mask", "mask", "embeddings"))
@@ -360,7 +388,7 @@ def _flatten_with_names(segments: Segments) -> tuple[list[Any], bool]:
 pytree.register_pytree_node(
     Segments,
     _flatten,
-    lambda tensors, single: assemble(*tensors, single=single),
+    _unflatten,
     serialized_type_name="norton_losses.Segments",
     flatten_with_keys_fn=_flatten_with_names,
 )

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from norton_losses._checks import check_floating, check_mask
+from norton_losses._checks import check_floating, check_mask, check_range
 from norton_losses._numerics import up_cast, working_dtype
 from norton_losses._typing import Range
 
@@ -50,6 +50,8 @@ class SimilarityBlock:
         bounds: Range | None = None,
     ) -> None:
         check_floating("similarity", values, "(Bv, Bt, N, M)")
+        if bounds is not None:
+            check_range("bounds", bounds)
         bv, bt, n, m = values.shape
         if clip_mask is None:
             clip_mask = values.new_ones((bv, n), dtype=torch.bool)
@@ -70,9 +72,12 @@ class SimilarityBlock:
     @property
     def values(self) -> Tensor:
         """(Bv, Bt, N, M), float32 or wider, 0 where absent."""
-        if self._values is None:
-            self._values = self.raw.masked_fill(~self.valid, 0)
-        return self._values
+        if self._values is not None:
+            return self._values
+        values = self.raw.masked_fill(~self.valid, 0)
+        if torch.is_grad_enabled():  # what is made without a graph must not be kept for later
+            self._values = values
+        return values
 
     @property
     def valid(self) -> Tensor:

@@ -22,7 +22,7 @@ from norton_losses.fusion import (
 )
 from norton_losses.kernels.dispatch import AbstractSoftMaximum, resolve_implementation
 from norton_losses.kernels.soft_maximum_reference import best_tokens, lengths
-from norton_losses.segments import Segments, assemble, read_pair
+from norton_losses.segments import Segments, read_pair
 
 
 def soft_maximum(
@@ -71,15 +71,7 @@ def soft_maximum(
         0.746...
     """
     _check_exponent(alpha, exponential)
-    video, text = (
-        assemble(
-            side.tokens.masked_fill(~side.token_mask[..., None], 0),
-            side.token_mask,
-            side.mask,
-            None,
-        )
-        for side in read_pair(video, text)
-    )
+    video, text = (side.zeroed() for side in read_pair(video, text))
     with full_precision(video.tokens):
         directions = best_tokens(video, text, alpha, mean=exponential == "mean")
         if count_padding and exponential == "sum":  # with means it would add log(1) = 0
@@ -150,10 +142,8 @@ class SoftMaximumSimilarity(AbstractTokenSimilarity):
     def bounds(self, frames: int, words: int) -> Range:
         if self.exponential == "mean":
             return -1.0, 1.0
-        # Rounded up to a power of two: a compiler makes a graph for each value of the range.
-        longest = 32
-        while longest < max(frames, words):
-            longest *= 2
+        # Rounded up: a compiler makes a graph for each value of the range.
+        longest = max(_power_of_two(frames), _power_of_two(words))
         # A sum of equal terms is log(length) higher; counted padding adds at most that once more
         # for each padded token, of which there are fewer than tokens.
         tallest = self.alpha * math.log(longest)
@@ -242,6 +232,7 @@ def as_similarity(given: Any) -> AbstractSimilarity:
     Raises:
         TypeError: neither a similarity nor a function.
     """
+    given = getattr(given, "_orig_mod", given)  # of torch.compile: a loss is compiled whole
     if given is None:
         return SoftMaximumSimilarity()
     if isinstance(given, AbstractSimilarity):
@@ -266,6 +257,14 @@ def _count_padding(
     by_frame = by_frame + both * (alpha * padded_frames * w.log() / f)
     by_word = by_word + both * (alpha * padded_words * f.log() / w)
     return by_frame, by_word
+
+
+def _power_of_two(length: int) -> int:
+    """The next power of two, 32 at least."""
+    power = 32
+    while power < length:
+        power *= 2
+    return power
 
 
 def _check_exponent(alpha: float, exponential: Exponential) -> None:

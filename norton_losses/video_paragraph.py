@@ -15,7 +15,7 @@ from norton_losses._numerics import full_precision
 from norton_losses._typing import Range
 from norton_losses.contrastive import Groups, check_temperature, contrast
 from norton_losses.fusion import AbstractSimilarity, SimilarityFunction
-from norton_losses.loss import AbstractContrastiveLoss, LossInputs
+from norton_losses.loss import AbstractContrastiveLoss, AbstractLoss, LossInputs
 from norton_losses.outputs import VideoParagraphOutput
 from norton_losses.segments import Segments, read_pair
 from norton_losses.sequence_measures import (
@@ -83,6 +83,12 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
                 f"similarity must compare tokens, and a {type(similarity).__name__} is a measure; "
                 "pass it as measure=..."
             )
+        if isinstance(measure, (AbstractSimilarity, AbstractLoss)):
+            kind: type = type(measure)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+            raise TypeError(
+                f"measure must score similarities, got a {kind.__name__}; pass for example "
+                "TransportMeasure()"
+            )
         self.similarity = as_similarity(similarity)
         self.measure = TransportMeasure() if measure is None else as_measure(measure)
 
@@ -134,7 +140,7 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
         video, text = read_pair(video, text)
         with full_precision(video.tokens):
             block = self.similarity.between(video, text, similarity_range)
-            scores = measure.evaluate(block).score
+            scores = measure.evaluate_checked(block).score
         present = video.mask.any(-1)[:, None] & text.mask.any(-1)
         return scores.masked_fill(~present, -torch.inf)
 
@@ -209,7 +215,7 @@ def _contrast_videos(
     group_ids: Tensor | None,
 ) -> VideoParagraphOutput:
     """Eq. (4), from similarities whose masks are those of sequences."""
-    measured = measure.evaluate(block)
+    measured = measure.evaluate_checked(block)
     videos, paragraphs = block.clip_mask.any(-1), block.caption_mask.any(-1)
     candidates = videos[:, None] & paragraphs[None, :]
     if group_ids is not None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from norton_losses import ClipCaptionOTLoss, Segments, TorchSinkhorn
+from norton_losses import ClipCaptionOTLoss, NortonLoss, Segments, TorchSinkhorn
 from norton_losses.functional import clip_caption_loss, symmetric_cross_entropy
 from tests import naive
 
@@ -82,6 +82,16 @@ def test_raw_is_plain_dot_products() -> None:
     loss = ClipCaptionOTLoss(normalize=False, temperature=None)
     assert not list(loss.parameters())
     assert torch.equal(loss.explain(clips, captions).logits, clips @ captions.T)
+
+
+def test_tokens_may_differ_in_width_from_embeddings_and_each_other() -> None:
+    clips, captions = (side.view(2, 3, 8) for side in pairs())
+    video = Segments(torch.randn(2, 3, 4, 16), embeddings=clips)
+    text = Segments(torch.randn(2, 3, 5, 12), embeddings=captions)
+    loss = ClipCaptionOTLoss()
+    assert torch.equal(loss(video, text), loss(clips, captions))
+    with pytest.raises(ValueError, match="share their width D, got 16 and 12"):
+        NortonLoss()(video, text)
 
 
 def test_leading_dimensions_are_flattened() -> None:
@@ -181,6 +191,25 @@ class TestGroups:
         torch.testing.assert_close(
             chunked(video, text, group_ids=torch.tensor([4, 9, 4])), out.loss
         )
+
+    def test_a_batch_of_one_video_has_one_group_or_one_of_each_pair(self) -> None:
+        clips, captions = pairs()
+        video, text = clips[None], captions[None]
+        loss = ClipCaptionOTLoss()
+        free = loss(clips, captions)
+        torch.testing.assert_close(loss(video, text, group_ids=torch.tensor([7])), free)
+        expected = loss(clips, captions, group_ids=self.groups)
+        for groups in (self.groups, self.groups[None]):
+            torch.testing.assert_close(loss(video, text, group_ids=groups), expected)
+        assert (expected - free).abs() > 1e-3
+
+    def test_groups_of_pairs_have_either_shape(self) -> None:
+        clips, captions = pairs()
+        loss = ClipCaptionOTLoss()
+        expected = loss(clips, captions, group_ids=self.groups)
+        video, text = clips.view(3, 2, 8), captions.view(3, 2, 8)
+        for groups in (self.groups, self.groups.view(3, 2)):
+            torch.testing.assert_close(loss(video, text, group_ids=groups), expected)
 
     def test_one_group_of_all_leaves_nothing_to_contrast(self) -> None:
         clips, captions = pairs()

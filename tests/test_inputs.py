@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 
@@ -10,11 +11,14 @@ import torch
 
 from norton_losses import (
     ClipCaptionOTLoss,
+    DynamicTimeWarping,
     MaxSimilarity,
     MeanSimilarity,
     NortonLoss,
     NortonVideoParagraphLoss,
+    PromptBucket,
     Segments,
+    SimilarityBlock,
     SoftMaximumSimilarity,
     _checks,
 )
@@ -74,6 +78,8 @@ class TestTokens:
             TypeError, match=r"video must be a torch.Tensor .*, got list; .*from_li"
         ):
             take(video.tolist(), text)
+        with pytest.raises(TypeError, match=r"got ndarray; convert it by torch.as_tensor"):
+            take(video.numpy(), text)
 
     def test_empty(self, take) -> None:
         with pytest.raises(ValueError, match="video must have no empty dimension"):
@@ -97,6 +103,12 @@ class TestMasks:
             Segments(video, torch.ones(2, 3, 5).bool())
         with pytest.raises(ValueError, match=r"^mask must have shape \(2, 3\), got \(3, 2\)"):
             Segments(video, mask=torch.ones(3, 2).bool())
+
+    def test_a_mask_of_segments_in_the_place_of_tokens(self) -> None:
+        with pytest.raises(
+            ValueError, match=r"got shape \(2, 3\); a mask of whole segments .* mask="
+        ):
+            Segments(video, torch.ones(2, 3).bool())
 
     def test_token_mask_beside_single_or_flat_tokens(self) -> None:
         with pytest.raises(
@@ -164,6 +176,8 @@ def test_training_needs_pairs_of_sequences(loss: torch.nn.Module) -> None:
 def test_group_ids(loss: torch.nn.Module) -> None:
     with pytest.raises(TypeError, match=r"group_ids must be an integer tensor, got torch.float32"):
         loss(video, text, group_ids=torch.ones(2))
+    with pytest.raises(TypeError, match=r"group_ids must be an integer tensor, got torch.bool"):
+        loss(video, text, group_ids=torch.ones(2).bool())
     with pytest.raises(ValueError, match=r"group_ids must have shape \(2,\), got \(3,\)"):
         loss(video, text, group_ids=torch.arange(3))
 
@@ -206,6 +220,38 @@ def test_group_ids(loss: torch.nn.Module) -> None:
 def test_settings(build: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("wrong", [torch.tensor(0.5), True, "0.5", None], ids=repr)
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [
+        ("beta", ClipCaptionOTLoss),
+        ("ratio", PromptBucket),
+        ("alpha", SoftMaximumSimilarity),
+        ("weight", lambda x: NortonLoss(weight=x)),
+        ("value", lambda x: PromptBucket(value=x)),
+        ("temperature", lambda x: ClipCaptionOTLoss(temperature=x)),
+        ("smoothing", DynamicTimeWarping),
+    ],
+)
+def test_a_setting_is_a_plain_number(name: str, build: Callable[[object], object], wrong) -> None:
+    """A parameter that passed for a number would silently never be trained."""
+    if wrong is None and name in ("value", "temperature"):
+        build(None)
+        return
+    with pytest.raises(TypeError, match=f"{name} must be a plain number, got .*call .item"):
+        build(wrong)
+
+
+@pytest.mark.parametrize("bounds", [(1.0, 0.0), (0.0, math.inf), (math.nan, 1.0), 1.0, (0, 1, 2)])
+def test_a_range_is_two_finite_numbers_in_order(bounds) -> None:
+    message = r"must be finite numbers \(lo, hi\) with lo <= hi, got"
+    with pytest.raises(ValueError, match="^bounds " + message):
+        SimilarityBlock(torch.rand(1, 1, 2, 2), bounds=bounds)
+    loss = NortonVideoParagraphLoss(SoftMaximumSimilarity(rescale="minmax"))
+    with pytest.raises(ValueError, match="^similarity_range " + message):
+        loss.score(video, text, similarity_range=bounds)
 
 
 def test_tensors_on_different_devices() -> None:

@@ -221,9 +221,48 @@ def test_a_loss_of_ones_own_needs_a_score_alone() -> None:
         def score(self, video: Segments, text: Segments, *, bucket_value: float | None) -> Tensor:
             return self.loss.score(video, text, bucket_value=bucket_value)
 
-    out = retrieve(Wrapped(), VIDEOS, PARAGRAPHS, progress=False)  # type: ignore[arg-type]
+    class Lazy(Wrapped, torch.nn.Module):
+        """Its forward takes three arguments, as that of a measure does."""
+
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+            self.loss = NortonVideoParagraphLoss()
+
+        def forward(self, video: Segments, text: Segments, step: int) -> Tensor:
+            raise AssertionError("only score is asked")
+
     expected = retrieve(NortonVideoParagraphLoss(), VIDEOS, PARAGRAPHS, progress=False)
-    assert torch.equal(out.scores, expected.scores)
+    for own in (Wrapped(), Lazy(), torch.compile(NortonVideoParagraphLoss(), backend="eager")):
+        out = retrieve(own, VIDEOS, PARAGRAPHS, progress=False)  # type: ignore[arg-type]
+        assert torch.equal(out.scores, expected.scores)
+
+
+def test_compiled_measures_are_measures() -> None:
+    compiled = torch.compile(DynamicTimeWarping(), backend="eager")
+    out = retrieve(compiled, VIDEOS, PARAGRAPHS, progress=False)  # type: ignore[arg-type]
+    assert torch.equal(out.scores, retrieve("dtw", VIDEOS, PARAGRAPHS, progress=False).scores)
+
+
+def test_a_score_of_the_wrong_shape_is_told() -> None:
+    class Broken:
+        def score(self, video: Segments, text: Segments, *, bucket_value: float | None) -> object:
+            return torch.zeros(len(text))
+
+    class Numbers(Broken):
+        def score(self, video: Segments, text: Segments, *, bucket_value: float | None) -> object:
+            return [0.0]
+
+    with pytest.raises(ValueError, match=r"a tensor \(Bv, Bt\), here \(11, 11\), got \(11,\)"):
+        retrieve(Broken(), VIDEOS, PARAGRAPHS, progress=False)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"a tensor \(Bv, Bt\), here \(11, 11\), got list"):
+        retrieve(Numbers(), VIDEOS, PARAGRAPHS, progress=False)  # type: ignore[arg-type]
+
+
+def test_a_measure_compares_the_mean_tokens_of_segments() -> None:
+    batch = make_batch(ragged=True)
+    means = [Segments(side.embeddings, mask=side.mask) for side in batch.sides]
+    out = retrieve("dtw", *batch.sides, progress=False)
+    torch.testing.assert_close(out.scores, retrieve("dtw", *means, progress=False).scores)
 
 
 def test_truth_gives_both_directions() -> None:
@@ -322,6 +361,9 @@ def test_mistakes_of_masks_and_options_are_named() -> None:
     empty = torch.tensor([[True, True, True], [False, False, False]])
     with pytest.raises(ValueError, match=r"videos\[1\] must have one clip at least"):
         retrieve("dtw", Segments(tokens, mask=empty), tokens, progress=False)
+    tokenless = [[torch.rand(2, 4)], [torch.rand(0, 4), torch.rand(0, 4)]]
+    with pytest.raises(ValueError, match=r"videos\[1\] must have one clip at least"):
+        retrieve(NortonVideoParagraphLoss(), tokenless, tokenless[:1], truth=[0, 0], progress=False)
     with pytest.raises(ValueError, match="batch_size must be a whole number"):
         retrieve("dtw", tokens, tokens, batch_size=0, progress=False)
     with pytest.raises(ValueError, match="bucket_value is for a TransportMeasure"):

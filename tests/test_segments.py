@@ -44,6 +44,9 @@ class TestConstruction:
         segments = Segments(tokens)
         assert segments.tokens.shape == (2, 3, 1, 6)
         assert torch.equal(segments.embeddings, tokens)
+        mask = torch.tensor([[True, True, False], [True, False, True]])
+        tokens[~mask] = math.nan
+        assert torch.equal(Segments(tokens, mask=mask).embeddings, tokens.nan_to_num(0.0))
 
     def test_a_segment_needs_a_valid_token_and_its_own_mask(self) -> None:
         token_mask = torch.ones(2, 3, 4, dtype=torch.bool)
@@ -91,6 +94,10 @@ class TestFlat:
         )
         assert segments.tokens.data_ptr() == FLAT.data_ptr()
 
+    @pytest.mark.parametrize("count", [np.int64(4), torch.tensor(4)], ids=["numpy", "torch"])
+    def test_one_count_may_be_of_an_array(self, count) -> None:
+        assert_same(Segments.from_flat(FLAT, count), Segments.from_flat(FLAT, 4))
+
     @pytest.mark.parametrize("single", [False, True])
     @pytest.mark.parametrize("counts", [COUNTS, 2, [8], [0, 8, 0]])
     def test_flat_is_the_inverse(self, single: bool, counts) -> None:
@@ -136,10 +143,24 @@ class TestFlat:
             (lambda: Segments.from_flat(FLAT, [9, -1]), ValueError, "0 or above"),
             (lambda: Segments.from_flat(FLAT, [[4, 4]]), ValueError, r"shape \(B,\)"),
             (lambda: Segments.from_flat(FLAT, [4.0, 4.0]), TypeError, "counts must be whole"),
+            (lambda: Segments.from_flat(FLAT, True), TypeError, "counts must be whole"),
+            (lambda: Segments.from_flat(FLAT, None), TypeError, "counts must be whole"),
+            (lambda: Segments.from_flat(FLAT, ["a"]), TypeError, "counts must be whole"),
+            (
+                lambda: Segments.from_flat(FLAT, [0, 3, 8]),
+                ValueError,
+                r"of offsets take \.diff\(\)",
+            ),
             (lambda: Segments.from_flat(FLAT, 3), ValueError, "must divide the 8 .* got 3; pass"),
             (lambda: Segments.from_flat(FLAT, 0), ValueError, "must divide the 8 .* got 0; pass"),
             (lambda: Segments.from_flat(FLAT[None], 1), ValueError, r"3 dimensions \(K, T, D\)"),
-            (lambda: Segments.from_flat(FLAT.long(), 1), TypeError, "must be a floating tensor"),
+            (lambda: Segments.from_flat(FLAT.long(), 1), TypeError, "token ids, embed them first"),
+            (lambda: Segments.from_flat(FLAT[:, 0].long(), 1), TypeError, "embed them first"),
+            (
+                lambda: Segments.from_flat(FLAT, 1, TOKEN_MASK[:, 0]),
+                ValueError,
+                r"token_mask must have an entry for each token, \(8, 5\), got shape \(8,\)",
+            ),
             (
                 lambda: Segments.from_flat(FLAT, 1, TOKEN_MASK[:7]),
                 ValueError,
@@ -197,6 +218,8 @@ class TestList:
     def test_a_sequence_without_segments_is_absent(self) -> None:
         segments = Segments.from_list([FLAT[:2], FLAT[:0], []])
         assert segments.mask.sum(-1).tolist() == [2, 0, 0]
+        single = Segments.from_list([[], FLAT[:2, 0]])
+        assert_same(single, Segments.from_flat(FLAT[:2, 0], [0, 2]))
 
     @pytest.mark.parametrize(
         ("sequences", "error", "message"),
@@ -210,6 +233,11 @@ class TestList:
             ([FLAT[0], list(FLAT)], ValueError, r"sequences\[1\] must be a list of arrays"),
             ([FLAT, FLAT[..., :3]], ValueError, r"got 6 in sequences\[0\] and 3 in sequences\[1\]"),
             ([FLAT.long()], TypeError, r"sequences\[0\] must be a floating .*embed token ids"),
+            ([np.arange(6).reshape(2, 3)], TypeError, r"must be a floating array, got int64"),
+            ([[FLAT[0], "b"]], TypeError, r"sequences\[0\] must be an array .*got str"),
+            ([FLAT[:, 0], list(FLAT)], ValueError, r"sequences\[1\] must be a list of arrays"),
+            ([None], TypeError, r"sequences\[0\] must be an array .*got NoneType"),
+            ([list(FLAT[0])], ValueError, r"stack embeddings \(D,\) to \(n, D\)"),
         ],
     )
     def test_mistakes_are_named(self, sequences, error: type, message: str) -> None:
@@ -246,8 +274,30 @@ class TestTravel:
         for number in (0, 2, -1, -3):
             assert_same(self.made[number], self.made[[number]])
         assert [len(one) for one in self.made] == [1, 1, 1]
-        with pytest.raises(IndexError, match="there are 3 sequences, got index 3"):
-            self.made[3]
+        for number in (np.int64(2), np.array(2), torch.tensor(2)):
+            assert_same(self.made[number], self.made[2])
+        for number in (3, -4):
+            with pytest.raises(IndexError, match=f"there are 3 sequences, got index {number}"):
+                self.made[number]
+
+    @pytest.mark.parametrize(
+        ("index", "message"),
+        [
+            ((0, 1), r"got \(0, 1\); index .tokens for clips"),
+            (None, "got None"),
+            ("video", "got 'video'"),
+            (torch.ones(3, 4, dtype=torch.bool), "must have one dimension, got 2"),
+        ],
+        ids=repr,
+    )
+    def test_clips_are_not_taken_by_an_index(self, index, message: str) -> None:
+        with pytest.raises(TypeError, match=message):
+            self.made[index]
+
+    @pytest.mark.parametrize("make", [NortonLoss, NortonVideoParagraphLoss, ClipCaptionOTLoss])
+    def test_none_of_the_sequences_is_no_batch(self, make) -> None:
+        with pytest.raises(ValueError, match="text must hold one sequence at least.*skip empty"):
+            make()(self.bare, self.bare[:0])
 
     def test_to_a_device_and_a_dtype(self) -> None:
         for segments in (self.made, self.bare):
@@ -257,6 +307,13 @@ class TestTravel:
             assert half.tokens.dtype == torch.float16
             assert half.mask.dtype == torch.bool
             assert torch.equal(half.mask, segments.mask)
+
+    def test_to_copies_where_asked(self) -> None:
+        same, copied = self.made.to("cpu"), self.made.to("cpu", copy=True)
+        for ours, kept, new in zip(parts(self.made), parts(same), parts(copied), strict=True):
+            assert kept is ours
+            assert new.data_ptr() != ours.data_ptr()
+            assert torch.equal(new, ours)
 
     def test_pickle_and_copies(self) -> None:
         for segments in (self.made, self.bare):

@@ -23,6 +23,7 @@ from norton_losses import (
     PromptBucket,
     Segments,
     SimilarityBlock,
+    SoftMaximumSimilarity,
     Support,
     TorchSinkhorn,
     TransportMeasure,
@@ -60,6 +61,15 @@ class TestBlock:
         kept = block.keep(torch.rand(2, 3, 4) < 0.5)
         assert not (kept.clips & ~clips).any()
         assert kept.bounds == block.bounds
+
+    def test_reading_without_a_graph_keeps_the_gradient(self) -> None:
+        values = torch.rand(2, 3, 4, 5, requires_grad=True)
+        block = SimilarityBlock(values)
+        with torch.no_grad():
+            assert not block.values.requires_grad
+        block.values.sum().backward()
+        assert values.grad is not None
+        assert block.values is block.values
 
     @pytest.mark.parametrize(
         ("arguments", "error", "message"),
@@ -175,6 +185,16 @@ class TestPath:
         assert out.alignment is out.alignment
         assert len(found) == 1
 
+    @pytest.mark.parametrize("changed", [0, 1, 2])
+    def test_what_is_changed_before_the_path_is_read_is_told(self, changed: int) -> None:
+        arguments = torch.rand(2, 2, 3, 3), torch.ones(2, 3).bool(), torch.ones(2, 3).bool()
+        out, read = (DynamicTimeWarping().explain(*arguments) for _ in range(2))
+        assert read.alignment is not None
+        arguments[changed][0] = 0
+        with pytest.raises(RuntimeError, match="changed in place since the scores .* read it bef"):
+            _ = out.alignment
+        assert read.alignment is not None
+
     def test_measures_without_a_path_have_none(self) -> None:
         for measure in (CaptionAverage(), TransportMeasure()):
             assert measure.explain(torch.rand(2, 2, 3, 3)).alignment is None
@@ -201,6 +221,10 @@ class TestOnesOwn:
         loss = NortonVideoParagraphLoss(lambda video, text: video.embeddings)
         with pytest.raises(ValueError, match="similarity must have 4 dimensions"):
             loss(*make_batch().tokens)
+        turned = NortonVideoParagraphLoss(lambda video, text: torch.rand(3, 3, 5, 4))
+        batch = make_batch(clips=4, captions=5)
+        with pytest.raises(ValueError, match=r"similarity must have shape \(3, 3, 4, 5\), got"):
+            turned(*batch.tokens)
         for wrong in ("cosine", NortonVideoParagraphLoss, 3):
             with pytest.raises(TypeError, match=r"similarity must be called with \(video, text\)"):
                 NortonVideoParagraphLoss(wrong)  # type: ignore[arg-type]
@@ -214,6 +238,25 @@ class TestOnesOwn:
             return cosines.tanh().masked_fill(~both, math.nan)
 
         assert NortonVideoParagraphLoss(broken)(*batch.sides).isfinite()
+
+    def test_a_similarity_sees_zeros_where_masked(self) -> None:
+        batch = make_batch(ragged=True)
+        sides = []
+        for side in batch.sides:
+            tokens = side.tokens.masked_fill(~side.token_mask[..., None], math.nan)
+            embeddings = side.embeddings.masked_fill(~side.mask[..., None], math.nan)
+            sides.append(Segments(tokens, side.token_mask, embeddings=embeddings).to(tokens.device))
+            sides[-1].tokens.requires_grad_()
+
+        def products(video: Segments, text: Segments) -> Tensor:
+            return torch.einsum("anfd,bmwd->abnm", video.tokens, text.tokens).tanh() + torch.einsum(
+                "and,bmd->abnm", video.embeddings, text.embeddings
+            )
+
+        value = NortonVideoParagraphLoss(products)(*sides)
+        value.backward()
+        assert value.isfinite()
+        assert all(side.tokens.grad.isfinite().all() for side in sides)
 
     def test_modules_train_and_are_saved(self) -> None:
         class Bilinear(nn.Module):
@@ -267,6 +310,20 @@ class TestOnesOwn:
         loss = NortonVideoParagraphLoss(measure=lambda s, c, t: s.sum())
         with pytest.raises(ValueError, match=r"a score for each video .*\(3, 3\), got shape \(\)"):
             loss(*make_batch().tokens)
+        with pytest.raises(TypeError, match="a measure must give a torch.Tensor, got float"):
+            NortonVideoParagraphLoss(measure=lambda s, c, t: 1.0)(*make_batch().tokens)  # type: ignore[arg-type, return-value]
+
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own tracer
+    def test_compiled_parts_are_the_parts(self) -> None:
+        batch = make_batch()
+        similarity, measure = SoftMaximumSimilarity(), TransportMeasure()
+        plain = NortonVideoParagraphLoss(similarity, measure)
+        parts = (torch.compile(part, backend="eager") for part in (similarity, measure))
+        loss = NortonVideoParagraphLoss(*parts)
+        assert torch.equal(loss(*batch.tokens), plain(*batch.tokens))
+        assert torch.equal(loss.score(*batch.tokens), plain.score(*batch.tokens))
+        assert loss.explain(*batch.tokens).plan is not None
 
 
 def test_a_reason_is_empty_where_there_is_support() -> None:

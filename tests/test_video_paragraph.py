@@ -9,6 +9,7 @@ import torch
 from norton_losses import (
     BackgroundFiltered,
     CaptionAverage,
+    ClipCaptionOTLoss,
     DynamicTimeWarping,
     MaxSimilarity,
     MeanSimilarity,
@@ -301,6 +302,9 @@ def test_what_is_no_measure_is_refused_at_construction() -> None:
             BackgroundFiltered(wrong)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="a DynamicTimeWarping is a measure; pass it as measure="):
         NortonVideoParagraphLoss(DynamicTimeWarping())  # type: ignore[arg-type]
+    for wrong in (MaxSimilarity(), ClipCaptionOTLoss()):
+        with pytest.raises(TypeError, match="measure must score similarities, got a "):
+            NortonVideoParagraphLoss(measure=wrong)
 
 
 class TestScore:

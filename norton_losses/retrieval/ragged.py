@@ -27,7 +27,7 @@ class Ragged:
     tokens: Tensor  # (K, T, D), or (K, D)
     counts: Tensor  # (B,), on the CPU
     token_mask: Tensor | None  # (K, T)
-    embeddings: Tensor | None  # (K, D'), where they were given beside the tokens
+    embeddings: Tensor | None  # (K, D'), of Segments
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -69,7 +69,7 @@ class Ragged:
             raise ValueError(
                 f"a measure compares one embedding for each clip and caption, and {name} have "
                 "several tokens; pass a loss, which brings a token similarity, pool them, or pass "
-                "Segments(tokens, embeddings=...)"
+                "Segments, whose embeddings are the mean of their tokens"
             )
         units = unit(up_cast(embeddings, working_dtype(embeddings)))
         return Ragged(units, self.counts, None, None)
@@ -84,14 +84,18 @@ def read_ragged(name: str, segment: str, given: Sequences) -> Ragged:
         given = Segments(given)
     if isinstance(given, Segments):
         tokens, counts, token_mask = given.flat()
-        if given.has_embeddings:
+        if given.has_embeddings or tokens.dim() == 3:
             embeddings = given.embeddings[given.mask].detach()
     else:
         tokens, counts, token_mask = flatten_list(name, given)
     ragged = Ragged(tokens.detach(), counts.cpu(), token_mask, embeddings)
-    if (ragged.counts == 0).any():
+    present = ragged.counts
+    if token_mask is not None:
+        sequence = torch.arange(len(ragged)).repeat_interleave(ragged.counts)
+        present = torch.zeros_like(present).index_add(0, sequence, token_mask.any(-1).long().cpu())
+    if (present == 0).any():
         raise ValueError(
-            f"{name}[{int(ragged.counts.argmin())}] must have one {segment} at least, got none; "
+            f"{name}[{int(present.argmin())}] must have one {segment} at least, got none; "
             "leave it out, and its truth"
         )
     for part, mask in ((ragged.tokens, token_mask), (embeddings, None)):

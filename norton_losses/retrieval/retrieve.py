@@ -74,7 +74,7 @@ def retrieve(
         videos: :class:`~norton_losses.Segments`; or what :meth:`Segments.from_list` takes, a list
             with one array (n, D) of clip embeddings, or (n, F, D) of frame tokens for a loss, for
             each video; or a tensor or array (Bv, N, D) or (Bv, N, F, D) that is all valid. A
-            measure compares embeddings, those of the Segments where they have some.
+            measure compares embeddings, of Segments those given or the mean of the tokens.
         paragraphs: the same of captions.
         truth: (Bv,), integer, the paragraph of each video; None means paragraph i for video i. A
             paragraph of no video is a candidate, and looks for nothing itself.
@@ -137,7 +137,7 @@ def retrieve(
             video_batch = ragged_videos.batch(rows, place)
             for columns in column_groups:
                 tile = score(video_batch, ragged_paragraphs.batch(columns, place))
-                scores[rows[:, None], columns] = tile.to(scores)
+                scores[rows[:, None], columns] = _checked(tile, rows, columns).to(scores)
                 advance(tile.numel())
     seconds = time.perf_counter() - start
     return RetrievalOutput(
@@ -151,7 +151,7 @@ def retrieve(
 def _read_measure(given: Any, bucket_value: float | None) -> AbstractSequenceMeasure | None:
     """The measure to score with, or None for a loss, which scores by itself.
 
-    A measure of one's own is known by its arguments: both may have a method named ``score``.
+    A user's own loss is known by the arguments of its ``score``, as a measure may have one too.
     """
     if isinstance(given, type):
         raise TypeError(
@@ -159,18 +159,16 @@ def _read_measure(given: Any, bucket_value: float | None) -> AbstractSequenceMea
         )
     if isinstance(given, str):
         given = measure_named(given)
-    loss: Any = given
-    if not isinstance(given, AbstractLoss) and (
-        isinstance(given, AbstractSequenceMeasure) or _takes_three(given)
-    ):
-        return as_measure(given).for_retrieval(bucket_value)
-    if not callable(getattr(loss, "score", None)):
+    inner: Any = getattr(given, "_orig_mod", given)  # of torch.compile
+    if not isinstance(inner, AbstractSequenceMeasure) and _scores_pairs(inner):
+        return None
+    if not callable(inner) or isinstance(inner, AbstractLoss):
         raise TypeError(
-            "loss_or_measure must be a loss with .score(...), a measure that is called with "
-            "(similarity, clip_mask, caption_mask), or the name of one "
-            f"({', '.join(MEASURES)}), got {type(loss).__name__}"
+            "loss_or_measure must be a loss with .score(video, text, *, bucket_value=None), a "
+            "measure that is called with (similarity, clip_mask, caption_mask), or the name of one "
+            f"({', '.join(MEASURES)}), got {given.__class__.__name__}"
         )
-    return None
+    return as_measure(inner).for_retrieval(bucket_value)
 
 
 def measure_named(name: str) -> AbstractSequenceMeasure:
@@ -179,11 +177,11 @@ def measure_named(name: str) -> AbstractSequenceMeasure:
     return MEASURES[name]()
 
 
-def _takes_three(given: Any) -> bool:
-    called = given.forward if isinstance(given, nn.Module) else given
+def _scores_pairs(given: Any) -> bool:
+    """Whether it has a method ``score`` that takes two sides and a bucket value."""
     try:
-        inspect.signature(called).bind(None, None, None)
-    except (TypeError, ValueError):
+        inspect.signature(given.score).bind(None, None, bucket_value=None)
+    except (AttributeError, TypeError, ValueError):
         return False
     return True
 
@@ -200,9 +198,17 @@ def _by_cosines(measure: AbstractSequenceMeasure, dtype: torch.dtype) -> _ScoreO
         with full_precision(clips):
             cosines = torch.einsum("and,bmd->abnm", clips, captions)
             block = SimilarityBlock(cosines, videos.mask, paragraphs.mask, bounds=(-1.0, 1.0))
-            return measure.evaluate(block).score
+            return measure.evaluate_checked(block).score
 
     return score
+
+
+def _checked(tile: Any, rows: Tensor, columns: Tensor) -> Tensor:
+    shape = len(rows), len(columns)
+    if not isinstance(tile, Tensor) or tile.shape != shape:
+        got = tuple(tile.shape) if isinstance(tile, Tensor) else type(tile).__name__
+        raise ValueError(f"score must give a tensor (Bv, Bt), here {shape}, got {got}")
+    return tile
 
 
 def _index(truth: Any, videos: int, paragraphs: int) -> NDArray[np.int64]:
@@ -228,7 +234,8 @@ def _progress(pairs: int, shown: bool) -> Generator[Callable[[int], object]]:
         start = time.perf_counter()
         yield lambda done: None
         seconds = time.perf_counter() - start
-        print(f"scored {pairs} pairs in {seconds:.1f} s (a bar needs tqdm)", file=sys.stderr)
+        said = f"scored {pairs} pairs in {seconds:.1f} s (for a bar: pip install tqdm)"
+        print(said, file=sys.stderr)
         return
     with tqdm(total=pairs, unit="pair", unit_scale=True) as bar:
         yield bar.update

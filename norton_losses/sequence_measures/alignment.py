@@ -55,10 +55,20 @@ class AbstractAlignment(AbstractSequenceMeasure):
         else:
             inputs = block.raw, block.clips, block.captions, tiles
             score = cast(Tensor, _ByTiles.apply(*inputs))  # pyright: ignore
-        return MeasureOutput(score, alignment=partial(self._path, block))
+        return MeasureOutput(score, alignment=partial(self._path, block, self._versions(block)))
 
-    def _path(self, block: SimilarityBlock) -> Tensor:
+    def _versions(self, block: SimilarityBlock) -> list[int]:
+        """How often what a path is made of was changed in place."""
+        tensors = block.raw, block.clip_mask, block.caption_mask, *self.parameters()
+        return [t._version for t in tensors if not t.is_inference()]
+
+    def _path(self, block: SimilarityBlock, versions: list[int]) -> Tensor:
         """The gradient of the distances by their costs: how often a path matches a cell."""
+        if versions != self._versions(block):
+            raise RuntimeError(
+                "alignment is computed when it is read, and the similarity, a mask or a parameter "
+                "was changed in place since the scores were; read it before"
+            )
         # Inference mode records nothing, and its tensors cannot be recorded later: hence clones.
         with torch.inference_mode(False), torch.no_grad():
             masks = block.clip_mask.clone(), block.caption_mask.clone()

@@ -24,7 +24,8 @@ class MeasureOutput:
             the paragraph is absent.
         plan: of every video with every paragraph; rows are clips, columns captions.
         alignment: (Bv, Bt, N, M), how often the path of a pair matches clip and caption; or a
-            function that finds it, called when :attr:`alignment` is first read.
+            function that finds it, called when :attr:`alignment` is first read. That is to happen
+            before similarity, masks or parameters are changed in place.
         bucket_value: p () of the prompt bucket.
     """
 
@@ -55,6 +56,23 @@ class AbstractSequenceMeasure(nn.Module, ABC):
     @abstractmethod
     def evaluate(self, block: SimilarityBlock) -> MeasureOutput:
         """Scores (Bv, Bt) of a block, and what explains them."""
+
+    def evaluate_checked(self, block: SimilarityBlock) -> MeasureOutput:
+        """:meth:`evaluate`, whose answer may be a user's own: it must be of the block's pairs."""
+        output: Any = self.evaluate(block)
+        if not isinstance(output, MeasureOutput) or not isinstance(output.score, Tensor):  # pyright: ignore
+            got = output.score if isinstance(output, MeasureOutput) else output
+            raise TypeError(
+                f"a measure must give a torch.Tensor, got {type(got).__name__}; evaluate "
+                "returns a MeasureOutput with it"
+            )
+        shape = block.raw.shape[:2]
+        if output.score.shape != shape:
+            raise ValueError(
+                f"a measure must give a score for each video with each paragraph, here "
+                f"{tuple(shape)}, got shape {tuple(output.score.shape)}"
+            )
+        return output
 
     def for_retrieval(self: Measure, bucket_value: float | None = None) -> Measure:
         """The same measure without statistics of the batch: a pair's score depends on it alone.
@@ -93,7 +111,7 @@ class AbstractSequenceMeasure(nn.Module, ABC):
             ValueError: a wrong rank, masks of another shape.
             TypeError: a similarity that is not floating, masks that are not bool.
         """
-        return self.evaluate(SimilarityBlock(similarity, clip_mask, caption_mask)).score
+        return self.explain(similarity, clip_mask, caption_mask).score
 
     def explain(
         self,
@@ -102,7 +120,7 @@ class AbstractSequenceMeasure(nn.Module, ABC):
         caption_mask: Tensor | None = None,
     ) -> MeasureOutput:
         """As :meth:`forward`, with what explains the score: a plan or a path."""
-        return self.evaluate(SimilarityBlock(similarity, clip_mask, caption_mask))
+        return self.evaluate_checked(SimilarityBlock(similarity, clip_mask, caption_mask))
 
 
 @final
@@ -121,18 +139,7 @@ class FunctionMeasure(AbstractSequenceMeasure):
 
     def evaluate(self, block: SimilarityBlock) -> MeasureOutput:
         found = self.function(block.values, block.clip_mask, block.caption_mask)
-        output = found if isinstance(found, MeasureOutput) else MeasureOutput(found)
-        if not isinstance(output.score, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(
-                f"a measure must give a torch.Tensor, got {type(output.score).__name__}"
-            )
-        shape = block.values.shape[:2]
-        if output.score.shape != shape:
-            raise ValueError(
-                f"a measure must give a score for each video with each paragraph, here "
-                f"{tuple(shape)}, got shape {tuple(output.score.shape)}"
-            )
-        return output
+        return found if isinstance(found, MeasureOutput) else MeasureOutput(found)
 
 
 def as_measure(given: Any) -> AbstractSequenceMeasure:
@@ -141,6 +148,7 @@ def as_measure(given: Any) -> AbstractSequenceMeasure:
     Raises:
         TypeError: neither a measure nor a function.
     """
+    given = getattr(given, "_orig_mod", given)  # of torch.compile: a loss is compiled whole
     if isinstance(given, AbstractSequenceMeasure):
         return given
     if callable(given) and not isinstance(given, type):

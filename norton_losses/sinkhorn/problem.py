@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, replace
@@ -16,6 +15,7 @@ from norton_losses._checks import (
     check_floating,
     check_mask,
     check_positive,
+    check_range,
     check_shape,
 )
 from norton_losses._numerics import up_cast, working_dtype
@@ -134,7 +134,7 @@ class TransportProblem(AbstractProblem):
             check_marginal("log_mu", self.log_mu, (*batch, n), self.scores)
             check_marginal("log_nu", self.log_nu, (*batch, m), self.scores)
             if self.score_range is not None:
-                _check_range(self.score_range)
+                check_range("score_range", self.score_range)
         bring_to_one_precision(self)
         if check_values:
             self._check_values()
@@ -242,15 +242,6 @@ def check_marginal(name: str, log_marginal: Tensor, shape: Sequence[int], like: 
     check_floating(name, log_marginal, "(..., n)")
     check_shape(name, log_marginal, shape)
     check_device(name, log_marginal, like)
-
-
-def _check_range(score_range: Range) -> None:
-    lo, hi = score_range
-    if not -math.inf < lo <= hi < math.inf:
-        raise ValueError(
-            f"score_range must be finite numbers (lo, hi) with lo <= hi, got {score_range}; "
-            "leave it out if nothing is known"
-        )
 
 
 def check_masses(log_mu: Tensor, log_nu: Tensor) -> None:
