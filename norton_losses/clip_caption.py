@@ -49,10 +49,10 @@ class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
     at uniform marginals, without gradient. Where a caption also fits other clips, they share its
     target.
 
-    It is called as the other losses: clip i of video b is paired with caption i of paragraph b, by
-    their embeddings, and a pair counts if both are there. Plain embeddings (K, D) of K pairs will
-    do as well. ``group_ids`` are of sequences (B,), whose pairs are then not negatives of those of
-    the others of their group; or of pairs, (B, N) or (K,), where a group holds duplicates.
+    Clip i of video b is paired with caption i of paragraph b: their embeddings are compared, and a
+    pair counts if both are there. Embeddings (K, D) of K pairs are taken as well. ``group_ids`` of
+    sequences, (B,): pairs of different sequences of one group are not each other's negatives.
+    ``group_ids`` of pairs, (B, N) or (K,): no pairs of one group are.
 
     Args:
         beta: share of the target that follows the plan, in [0, 1]; 0 is InfoNCE, summed over both

@@ -25,10 +25,10 @@ class NortonLoss(AbstractLoss[NortonOutput]):
 
     .. math:: L = L_{clip} + \lambda L_{video}
 
-    Clip i of video b is the one that caption i of paragraph b came with, rightly or wrongly, so
-    there are as many of each. The temperatures live in the loss: hand ``loss.parameters()`` to the
-    optimiser beside the model's. ``group_ids`` (B,) are for the video-paragraph term, and a
-    ``logit_scale`` is for the term that was built with ``temperature=None``.
+    Clip i of video b is paired with caption i of paragraph b, so there are as many of each; the
+    caption may well be late or wrong. The temperatures are parameters of the loss: hand
+    ``loss.parameters()`` to the optimiser beside the model's. ``group_ids`` (B,) are for the
+    video-paragraph term, and a ``logit_scale`` is for a term built with ``temperature=None``.
 
     Args:
         video_paragraph: None means :class:`~norton_losses.NortonVideoParagraphLoss` with its
@@ -82,8 +82,8 @@ class NortonLoss(AbstractLoss[NortonOutput]):
         """The objective as the authors' released code computes it, faults included.
 
         Min-max rescaling over the batch, padded tokens that leak, raw dot products in the
-        clip-caption term, a temperature that is not trained. Fixed for ever; made to continue from
-        a trained checkpoint, and not the best choice from a cold start.
+        clip-caption term, a temperature that is not trained. It will not change. It is for going on
+        from a trained checkpoint, and not the best choice for a model that is not trained yet.
 
         Args:
             alpha: temperature of the soft maximum.
@@ -125,7 +125,7 @@ class NortonLoss(AbstractLoss[NortonOutput]):
         iterations: int = 50,
         weight: float = 0.1,
     ) -> NortonLoss:
-        """The objective as the paper writes it, Eq. (1) to (8). Fixed for ever.
+        """The objective as the paper writes it, Eq. (1) to (8). It will not change.
 
         Args: as those of :meth:`released`.
 

@@ -85,7 +85,7 @@ def _print(table: list[dict[str, object]], options: argparse.Namespace, seconds:
         f"\nR@1 in % on {options.held_out} held-out videos, {options.seeds} seeds, "
         f"{options.steps} steps each from temperature {options.temperature}; 95 % bootstrap "
         "interval over seeds and videos.\n"
-        "Videos look for their paragraphs; 'background': with clips of nothing left in.\n"
+        "Each video ranks all paragraphs; 'background': with clips of nothing left in.\n"
     )
     for name, cells in [("measure", COLUMNS), *((row["measure"], row["cells"]) for row in table)]:
         print("  ".join([f"{name:28}", *(f"{cell:21}" for cell in cells)]).rstrip())  # type: ignore[union-attr]
