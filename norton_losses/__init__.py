@@ -43,11 +43,7 @@ from norton_losses.sinkhorn import (
     TransportProblem,
     TritonSinkhorn,
 )
-from norton_losses.token_similarity import (
-    MaxSimilarity,
-    MeanSimilarity,
-    SoftMaximumSimilarity,
-)
+from norton_losses.token_similarity import MaxSimilarity, MeanSimilarity, SoftMaximumSimilarity
 from norton_losses.video_paragraph import NortonVideoParagraphLoss
 
 __version__ = "0.1.0"

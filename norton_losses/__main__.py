@@ -11,14 +11,6 @@ import torch
 import norton_losses
 from norton_losses.sinkhorn import PointCloudProblem, TransportProblem, resolve, select
 
-_DISTRIBUTIONS = {
-    "torch": "torch",
-    "pot": "POT",
-    "geomloss": "geomloss",
-    "keops": "pykeops",
-    "triton": "triton",
-}
-
 
 def report() -> str:
     """The table, and what ``"auto"`` chooses for the two problems of the paper."""
@@ -29,10 +21,10 @@ def report() -> str:
         "",
         f"{'backend':<10}{'version':<16}{'works':<7}why not, and how to mend it",
     ]
-    for backend, distribution in _DISTRIBUTIONS.items():
+    for backend in ("torch", "pot", "geomloss", "keops", "triton"):
         failure = _failure(backend, device)
         works = "no" if failure else "yes"
-        lines.append(f"{backend:<10}{_version(distribution):<16}{works:<7}{failure}".rstrip())
+        lines.append(f"{backend:<10}{_version(backend):<16}{works:<7}{failure}".rstrip())
     lines += ["", f'"auto" on {device}:']
     for work, problem in _problems_of_the_paper(device).items():
         choice = select(problem)
@@ -57,24 +49,21 @@ def _failure(backend: str, device: str) -> str:
 
 
 def _problems_of_the_paper(device: str) -> dict[str, TransportProblem]:
-    similarity = torch.zeros(128, 128, 9, 9, device=device)
-    logits = torch.zeros(1024, 1024, device=device)
+    def problem(*shape: int, has_bucket: bool) -> TransportProblem:
+        scores, side = (torch.zeros(s, device=device) for s in (shape, shape[:-1]))
+        return TransportProblem(scores, side, side, 0.1, has_bucket=has_bucket, check_values=False)
+
     return {
-        "video-paragraph, 128 x 128 problems of 8 x 8 and the bucket": _even(similarity, True),
-        "clip-caption, one problem of 1024 x 1024": _even(logits, False),
+        "video-paragraph, 128 x 128 problems of 8 x 8 and the bucket": problem(
+            128, 128, 9, 9, has_bucket=True
+        ),
+        "clip-caption, one problem of 1024 x 1024": problem(1024, 1024, has_bucket=False),
     }
 
 
-def _even(scores: torch.Tensor, has_bucket: bool) -> TransportProblem:
-    marginal = torch.full(scores.shape[:-1], 1 / scores.shape[-1], device=scores.device).log()
-    return TransportProblem(
-        scores, marginal, marginal, 0.1, has_bucket=has_bucket, check_values=False
-    )
-
-
-def _version(distribution: str) -> str:
+def _version(backend: str) -> str:
     try:
-        return version(distribution)
+        return version("pykeops" if backend == "keops" else backend)
     except PackageNotFoundError:
         return "-"
 

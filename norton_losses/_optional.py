@@ -7,17 +7,10 @@ from typing import Any
 
 
 def require(module: str, who: str, package: str, extra: str, instead: str = "") -> Any:
-    """Import a module of this package or another.
+    """Import a module of this package or another; an ImportError names what to install.
 
-    Args:
-        module: its full name.
-        who: the object that needs it, for the error.
-        package: the distribution and its oldest version, for the error.
-        extra: of this package, that installs it.
-        instead: an alternative that needs no further package, for the error.
-
-    Raises:
-        ImportError: it is not installed, or too old to be imported.
+    That is ``package``, a distribution and its oldest version, which ``extra`` installs for ``who``
+    needs it; ``instead`` is an alternative that needs nothing more.
     """
     try:
         importlib.import_module(module.partition(".")[0])

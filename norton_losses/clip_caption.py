@@ -167,8 +167,10 @@ class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
     ) -> ClipCaptionOutput:
         """The same of logits ``clips @ captions.T``, a block of rows at a time."""
         even = log_marginal(mask, clips.new_zeros(()))
-        rows = {"chunk_rows": self.chunk_rows, "check_values": False}
-        problem = PointCloudProblem(clips, captions, even, even, self.epsilon, **rows)  # pyright: ignore
+        problem = PointCloudProblem(
+            clips, captions, even, even, self.epsilon,
+            chunk_rows=self.chunk_rows, check_values=False,
+        )  # fmt: skip
         plan = self._plan(problem.detach(), bound)
         loss = chunked_cross_entropy(problem, plan, self.beta, mask, groups)
         return ClipCaptionOutput(loss, None, None, plan, mask)

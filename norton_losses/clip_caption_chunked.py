@@ -28,12 +28,8 @@ def chunked_cross_entropy(
     crosses from block to block. The pairs' own logits :math:`d_j = l_{jj}` cancel: without them,
     large numbers would.
 
-    Args:
-        problem: whose scores are the logits l (K, K), with their gradient.
-        plan: the transport behind the targets, or None for ``beta=0``.
-        beta: share of the target that follows the plan.
-        mask: (K,), bool, the valid pairs.
-        groups: which pairs are not each other's negatives, or None.
+    The logits l (K, K), with their gradient, are the scores of ``problem``; ``mask`` (K,) is of the
+    valid pairs.
     """
     index = torch.arange(len(mask), device=mask.device)
     own_logits = (problem.x.detach() * problem.y.detach()).sum(-1)  # d, a constant

@@ -80,7 +80,8 @@ class Groups(NamedTuple):
 
     Attributes:
         group: (K,), integer.
-        member: (K,), integer; entries of one member remain negatives of each other.
+        member: (K,), integer, what an entry is part of, such as its sequence; entries of one member
+            remain negatives of each other.
     """
 
     group: Tensor

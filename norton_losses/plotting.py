@@ -92,10 +92,10 @@ def plot_alignment(
     caption_labels = _labels("captions", captions, m, columns)
     framed = None
     if truth is not None:
-        framed = _seen(_read_array("truth", truth, (n, m), np.bool_), rows, columns)
+        truth = _read_array("truth", truth, (n, m), np.bool_)
+        framed = _seen("truth", truth, rows, columns)
 
-    core = _seen(drawing.core, rows, columns)
-    _check_finite("plan", core)
+    core = _seen("plan", drawing.core, rows, columns)
     with_bucket = core
     if drawing.of_clips is not None and drawing.of_captions is not None:
         with_bucket = np.pad(core, (0, 1), constant_values=np.nan)
@@ -104,8 +104,7 @@ def plot_alignment(
         caption_labels.append("bucket")
     panels: list[tuple[str, NDArray[Any], list[str]]] = []
     if drawing.similarity is not None:
-        seen = _seen(drawing.similarity, rows, columns)
-        _check_finite("similarity", seen)
+        seen = _seen("similarity", drawing.similarity, rows, columns)
         # An empty row in place of the bucket's, so that both panels have their captions in line.
         beside = np.pad(seen, ((0, len(with_bucket) - len(core)), (0, 0)), constant_values=np.nan)
         panels.append(("similarity", beside, clip_labels))
@@ -128,7 +127,7 @@ def plot_alignment(
         _ticks(axis.yaxis, caption_labels, thinned=captions is None)
         axis.tick_params(labelleft=axis is axes[0])
         if framed is not None:
-            _frame(axis, framed)
+            _frame(axis, framed, patches.Rectangle)
     if bucket:
         _mark_bucket(axes[-1], with_bucket)
     if framed is not None:
@@ -189,15 +188,13 @@ def _read_plan(plan: TransportPlan, similarity: Array | None) -> _Drawing:
 
 
 def _seen(
-    of_pair: NDArray[Any], rows: NDArray[np.bool_], columns: NDArray[np.bool_]
+    name: str, of_pair: NDArray[Any], rows: NDArray[np.bool_], columns: NDArray[np.bool_]
 ) -> NDArray[Any]:
     """What is drawn of (N, M): captions downwards, clips to the right."""
-    return np.swapaxes(of_pair[rows][:, columns], 0, 1)
-
-
-def _check_finite(name: str, seen: NDArray[Any]) -> None:
+    seen = np.swapaxes(of_pair[rows][:, columns], 0, 1)
     if not np.isfinite(seen).all():
         raise ValueError(f"{name} must be finite where it is drawn, got NaN or infinite entries")
+    return seen
 
 
 def _mark_bucket(axis: Any, values: NDArray[Any]) -> None:
@@ -225,12 +222,10 @@ def _ticks(axis: Any, labels: Sequence[str], *, thinned: bool, turned: bool = Fa
     axis.set_ticks(places, labels=kept, **options)
 
 
-def _frame(axis: Any, framed: NDArray[np.bool_]) -> None:
-    from matplotlib.patches import Rectangle
-
+def _frame(axis: Any, framed: NDArray[np.bool_], rectangle: Any) -> None:
     for j, i in np.argwhere(framed):
         cell = (i - 0.5, j - 0.5), 1, 1
-        axis.add_patch(Rectangle(*cell, fill=False, edgecolor="cyan", linewidth=1.6))
+        axis.add_patch(rectangle(*cell, fill=False, edgecolor="cyan", linewidth=1.6))
 
 
 def _labels(

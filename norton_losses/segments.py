@@ -16,13 +16,7 @@ from torch.utils import _pytree as pytree  # no public module has it
 
 from norton_losses._checks import check_device, check_floating, check_mask, check_shape
 from norton_losses._numerics import masked_mean, up_cast, working_dtype
-from norton_losses.flat_segments import (
-    Array,
-    FlatSegments,
-    flatten_list,
-    mask_of_counts,
-    pad_rows,
-)
+from norton_losses.flat_segments import Array, FlatSegments, flatten_list, mask_of_counts, pad_rows
 
 
 @final

@@ -21,62 +21,8 @@ from norton_losses.fusion import (
     SimilarityFunction,
 )
 from norton_losses.kernels.dispatch import AbstractSoftMaximum, resolve_implementation
-from norton_losses.kernels.soft_maximum_reference import best_tokens, lengths
+from norton_losses.kernels.soft_maximum_reference import lengths
 from norton_losses.segments import Segments, read_pair
-
-
-def soft_maximum(
-    video: Segments | Tensor,
-    text: Segments | Tensor,
-    *,
-    alpha: float = 0.1,
-    exponential: Exponential = "mean",
-    count_padding: bool = False,
-) -> Tensor:
-    r"""Soft-maximum similarity of every clip with every caption.
-
-    .. math::
-        S_{ab} = \frac12 \Big[ \frac1f \sum_i \alpha \log \sum_j e^{v_i \cdot t_j / \alpha}
-               + \frac1w \sum_j \alpha \log \sum_i e^{v_i \cdot t_j / \alpha} \Big]
-
-    with ``f`` valid frames :math:`v_i` in clip a and ``w`` valid words :math:`t_j` in caption b.
-
-    Args:
-        video: :class:`~norton_losses.Segments`, or tokens (Bv, N, F, D) that are all valid. Eq. (5)
-            asks for unit norm; the products are taken as they come, and
-            :class:`SoftMaximumSimilarity` normalises first.
-        text: the same of captions, (Bt, M, W, D).
-        alpha: temperature of the soft maximum, in units of similarity. Towards 0 it becomes the
-            maximum.
-        exponential: ``"sum"`` is Eq. (5); ``"mean"`` divides the inner sum by its number of terms,
-            so that a longer caption does not score ``alpha * log(length)`` higher.
-        count_padding: also count the padded tokens of the outer sums, as the released code does.
-            The result then depends on the padded widths F and W.
-
-    Returns:
-        (Bv, Bt, N, M), float32 or wider; 0 where the clip or the caption has no valid token.
-
-    Raises:
-        ValueError: wrong rank or width, ``alpha`` not above 0.
-        TypeError: tokens that are not floating.
-
-    Source: Eq. (5) of Lin et al., ICLR 2024.
-
-    Example:
-        >>> import torch
-        >>> from norton_losses.functional import soft_maximum
-        >>> clip = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])   # one clip of two frames
-        >>> caption = torch.tensor([[[[1.0, 0.0]]]])            # one caption of one word
-        >>> soft_maximum(clip, caption, alpha=0.01).item()      # frames (1 + 0)/2, word max(1, 0)
-        0.746...
-    """
-    _check_exponent(alpha, exponential)
-    video, text = (side.zeroed() for side in read_pair(video, text))
-    with full_precision(video.tokens):
-        directions = best_tokens(video, text, alpha, mean=exponential == "mean")
-        if count_padding and exponential == "sum":  # with means it would add log(1) = 0
-            directions = _count_padding(*directions, video, text, alpha)
-        return (directions[0] + directions[1]) / 2
 
 
 @final
@@ -126,7 +72,8 @@ class SoftMaximumSimilarity(AbstractTokenSimilarity):
         implementation: str | AbstractSoftMaximum = "auto",
     ) -> None:
         super().__init__(pooled_weight, rescale)
-        _check_exponent(alpha, exponential)
+        check_positive("alpha", alpha)
+        check_choice("exponential", exponential, ("mean", "sum"))
         self.alpha = alpha
         self.exponential: Exponential = exponential
         self.count_padding = count_padding
@@ -135,7 +82,7 @@ class SoftMaximumSimilarity(AbstractTokenSimilarity):
     def directions(self, video: Segments, text: Segments) -> tuple[Tensor, ...]:
         mean = self.exponential == "mean"
         directions = self.implementation(video, text, self.alpha, mean=mean)
-        if self.count_padding and not mean:
+        if self.count_padding and not mean:  # with means it would add log(1) = 0
             return _count_padding(*directions, video, text, self.alpha)
         return directions
 
@@ -154,6 +101,63 @@ class SoftMaximumSimilarity(AbstractTokenSimilarity):
             f"alpha={self.alpha}, {super().extra_repr()}, exponential={self.exponential!r}, "
             f"count_padding={self.count_padding}, implementation={self.implementation}"
         )
+
+
+def soft_maximum(
+    video: Segments | Tensor,
+    text: Segments | Tensor,
+    *,
+    alpha: float = 0.1,
+    exponential: Exponential = "mean",
+    count_padding: bool = False,
+) -> Tensor:
+    r"""Soft-maximum similarity of every clip with every caption.
+
+    .. math::
+        S_{ab} = \frac12 \Big[ \frac1f \sum_i \alpha \log \sum_j e^{v_i \cdot t_j / \alpha}
+               + \frac1w \sum_j \alpha \log \sum_i e^{v_i \cdot t_j / \alpha} \Big]
+
+    with ``f`` valid frames :math:`v_i` in clip a and ``w`` valid words :math:`t_j` in caption b.
+
+    Args:
+        video: :class:`~norton_losses.Segments`, or tokens (Bv, N, F, D) that are all valid. Eq. (5)
+            asks for unit norm; the products are taken as they come, and
+            :class:`SoftMaximumSimilarity` normalises first.
+        text: the same of captions, (Bt, M, W, D).
+        alpha: temperature of the soft maximum, in units of similarity. Towards 0 it becomes the
+            maximum.
+        exponential: ``"sum"`` is Eq. (5); ``"mean"`` divides the inner sum by its number of terms,
+            so that a longer caption does not score ``alpha * log(length)`` higher.
+        count_padding: also count the padded tokens of the outer sums, as the released code does.
+            The result then depends on the padded widths F and W.
+
+    Returns:
+        (Bv, Bt, N, M), float32 or wider; 0 where the clip or the caption has no valid token.
+
+    Raises:
+        ValueError: wrong rank or width, ``alpha`` not above 0.
+        TypeError: tokens that are not floating.
+
+    Source: Eq. (5) of Lin et al., ICLR 2024.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses.functional import soft_maximum
+        >>> clip = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])   # one clip of two frames
+        >>> caption = torch.tensor([[[[1.0, 0.0]]]])            # one caption of one word
+        >>> soft_maximum(clip, caption, alpha=0.01).item()      # frames (1 + 0)/2, word max(1, 0)
+        0.746...
+    """
+    similarity = SoftMaximumSimilarity(
+        alpha,
+        exponential=exponential,
+        count_padding=count_padding,
+        implementation="reference",
+    )
+    video, text = (side.zeroed() for side in read_pair(video, text))
+    with full_precision(video.tokens):
+        by_frame, by_word = similarity.directions(video, text)
+        return (by_frame + by_word) / 2
 
 
 @final
@@ -265,8 +269,3 @@ def _power_of_two(length: int) -> int:
     while power < length:
         power *= 2
     return power
-
-
-def _check_exponent(alpha: float, exponential: Exponential) -> None:
-    check_positive("alpha", alpha)
-    check_choice("exponential", exponential, ("mean", "sum"))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from norton_losses._checks import check_choice
-from norton_losses.kernels import soft_maximum as operator
+from norton_losses.kernels import soft_maximum as fused
 from norton_losses.kernels.soft_maximum_reference import best_tokens
 from norton_losses.segments import Segments
 
@@ -86,7 +86,7 @@ class AbstractFused(AbstractSoftMaximum):
         tokens = (side.tokens.flatten(0, 1) for side in (video, text))
         masks = (side.token_mask.flatten(0, 1) for side in (video, text))
         how = implementation, self.operand_dtype, most_kept
-        by_frame, by_word, _ = operator.soft_maximum(*tokens, *masks, alpha, mean, *how)
+        by_frame, by_word, _ = fused.soft_maximum(*tokens, *masks, alpha, mean, *how)
         shape = *video.mask.shape, *text.mask.shape
         return by_frame.view(shape).transpose(1, 2), by_word.view(shape).transpose(1, 2)
 
@@ -144,7 +144,7 @@ class ChunkedSoftMaximum(AbstractFused):
         if not differentiated or not self.save_scores:
             return 0
         if self.save_scores == "auto":
-            return operator.KEPT_BYTES // frames.element_size()
+            return fused.KEPT_BYTES // frames.element_size()
         return frames.shape[:3].numel() * words.shape[:3].numel()
 
 
@@ -155,9 +155,6 @@ class TritonSoftMaximum(AbstractFused):
 
     Triton comes with torch's CUDA builds (else ``pip install 'norton-losses[triton]'``).
 
-    Args:
-        operand_dtype: as in :class:`AbstractFused`.
-
     Raises:
         ImportError: Triton 3.2 or newer is not installed.
         ValueError: when called, tokens that the kernels do not serve.
@@ -165,12 +162,12 @@ class TritonSoftMaximum(AbstractFused):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        operator.import_triton()
+        fused.import_triton()
 
     def __call__(
         self, video: Segments, text: Segments, alpha: float, *, mean: bool
     ) -> tuple[Tensor, Tensor]:
-        obstacle = _what_triton_lacks(video.tokens, text.tokens)
+        obstacle = _obstacle(video.tokens, text.tokens)
         if obstacle:
             raise ValueError(f"TritonSoftMaximum {obstacle}; use ChunkedSoftMaximum, or 'auto'")
         return self.launch("triton", video, text, alpha, mean)
@@ -182,15 +179,12 @@ class AutoSoftMaximum(AbstractFused):
     """Triton on CUDA where it serves the tokens, else chunked: what ``"auto"`` stands for.
 
     It goes by device, dtype and shape, never by what is installed.
-
-    Args:
-        operand_dtype: as in :class:`AbstractFused`.
     """
 
     def __call__(
         self, video: Segments, text: Segments, alpha: float, *, mean: bool
     ) -> tuple[Tensor, Tensor]:
-        served = video.tokens.is_cuda and not _what_triton_lacks(video.tokens, text.tokens)
+        served = video.tokens.is_cuda and not _obstacle(video.tokens, text.tokens)
         choice = TritonSoftMaximum if served else ChunkedSoftMaximum
         return choice(self.operand_dtype)(video, text, alpha, mean=mean)
 
@@ -211,7 +205,7 @@ def resolve_implementation(given: str | AbstractSoftMaximum) -> AbstractSoftMaxi
     return IMPLEMENTATIONS[given]()
 
 
-def _what_triton_lacks(frames: Tensor, words: Tensor) -> str | None:
+def _obstacle(frames: Tensor, words: Tensor) -> str | None:
     """Why the Triton kernels cannot serve tokens (B, N, T, D), or None if they can."""
     if torch.version.hip is not None:
         return "is written for NVIDIA GPUs, and this torch is built for ROCm"

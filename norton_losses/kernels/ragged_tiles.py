@@ -26,18 +26,22 @@ class Tile:
         return self.tokens.numel()
 
 
+def longest_first(token_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Segments of a mask (K, T) by length: lengths (K,), their order (K,), token positions (K, T).
+
+    A position is that of a token among all of the batch; those of valid tokens come first.
+    """
+    lengths, order = token_mask.sum(-1).sort(descending=True, stable=True)
+    valid_first = token_mask.byte().argsort(dim=-1, descending=True, stable=True)[order]
+    return lengths, order, order[:, None] * token_mask.shape[1] + valid_first
+
+
 def tiles_of(token_mask: Tensor, tokens: int) -> list[Tile]:
     """Segments with a valid token, in tiles of at most ``tokens`` tokens or one segment.
 
     Lengths are read on the host, so a GPU is waited for.
-
-    Args:
-        token_mask: (K, T), bool, True where valid.
-        tokens: how many tokens a tile should hold.
     """
-    lengths, order = token_mask.sum(-1).sort(descending=True, stable=True)
-    valid_first = token_mask.byte().argsort(dim=-1, descending=True, stable=True)[order]
-    positions = order[:, None] * token_mask.shape[1] + valid_first
+    lengths, order, positions = longest_first(token_mask)
     present = [int(length) for length in lengths[lengths > 0].cpu()]
     tiles: list[Tile] = []
     start = 0

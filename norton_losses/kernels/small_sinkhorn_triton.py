@@ -11,7 +11,6 @@ then the same for b with rows and columns exchanged; k^c, k^r and q are the buck
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -52,14 +51,12 @@ _BY_SIDE = {
     MAX_SIDE: Configuration(block=4, row_lanes=4, column_lanes=8, num_warps=4),
 }
 
-CONFIGURATIONS = MappingProxyType(
-    {
-        Variant(side, has_bucket, log_domain): configuration
-        for side, configuration in _BY_SIDE.items()
-        for has_bucket in (False, True)
-        for log_domain in (False, True)
-    }
-)
+CONFIGURATIONS = {
+    Variant(side, has_bucket, log_domain): configuration
+    for side, configuration in _BY_SIDE.items()
+    for has_bucket in (False, True)
+    for log_domain in (False, True)
+}
 """Every configuration that is ever launched."""
 
 
@@ -378,19 +375,10 @@ def small_sinkhorn(
     has_bucket: bool,
     log_domain: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Log-scalings (B, n) and (B, m), float32, of a batch of small problems, without gradient.
+    """Log-scalings (B, n) and (B, m), float32, of problems (B, n, m), without gradient.
 
-    Args:
-        scores: S (B, n, m), float32 or narrower. What absent cells hold has no effect.
-        log_mu: (B, n), -inf at absent rows.
-        log_nu: (B, m), -inf at absent columns.
-        epsilon: strength of the entropy, in units of the scores.
-        iterations: pairs of updates, at least 1.
-        has_bucket: the last row and column are the prompt bucket's.
-        log_domain: keep logarithms. Plain numbers are for scores within 60 epsilon of each other.
-
-    Raises:
-        ValueError: more than ``MAX_SIDE`` rows or columns, the bucket's not counted.
+    What absent cells hold has no effect. ``log_domain`` keeps logarithms; plain numbers are for
+    scores within 60 epsilon of each other.
     """
     batch, n, m = scores.shape
     log_u, log_v = _outputs(log_mu, log_nu)

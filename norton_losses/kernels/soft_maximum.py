@@ -35,18 +35,10 @@ def soft_maximum(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean over frames (K, L), mean over words (K, L) of the soft maximum; and kept scores.
 
-    Args:
-        clips: (K, F, D), float32 or float64, of unit norm; finite where masked.
-        captions: (L, W, D), likewise.
-        frame_mask: (K, F), bool.
-        word_mask: (L, W), bool.
-        alpha: temperature of the soft maximum; 0 is the hard maximum.
-        mean: divide the inner sum by its number of terms; not with the hard maximum.
-        implementation: ``"chunked"`` or ``"triton"``.
-        operand_dtype: of the tokens in matrix products; None means their own.
-        most_kept: how many numbers may be kept for the backward pass.
+    ``operand_dtype`` None means the tokens' own, and ``most_kept`` is how many numbers may be kept
+    for the backward pass; the rest as :class:`.soft_maximum_chunked.Operands`.
     """
-    kept = _room(clips, captions, most_kept)
+    kept = _empty_scores(clips, captions, most_kept)
     dtype = operand_dtype or clips.dtype
     operands = chunked.Operands(clips, captions, frame_mask, word_mask, alpha, dtype)
     if implementation == "triton":
@@ -57,7 +49,11 @@ def soft_maximum(
 @soft_maximum.register_fake
 def _(clips: Tensor, captions: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
     shape = clips.shape[0], captions.shape[0]
-    return clips.new_empty(shape), clips.new_empty(shape), _room(clips, captions, options[-1])
+    return (
+        clips.new_empty(shape),
+        clips.new_empty(shape),
+        _empty_scores(clips, captions, options[-1]),
+    )
 
 
 @torch.library.custom_op("norton_losses::soft_maximum_backward", mutates_args=())
@@ -143,7 +139,7 @@ soft_maximum.register_autograd(_differentiate, setup_context=_save)
 soft_maximum_backward.register_autograd(_refuse_second_derivative)
 
 
-def _room(clips: Tensor, captions: Tensor, most_kept: int) -> Tensor:
+def _empty_scores(clips: Tensor, captions: Tensor, most_kept: int) -> Tensor:
     # The scores that fill it are counted from the masks' values, its size from shapes alone, as a
     # compiler needs. On the CPU, memory that is never written costs nothing; elsewhere no room is
     # taken that the scores might not fit in.

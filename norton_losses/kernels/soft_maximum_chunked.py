@@ -52,10 +52,7 @@ class Operands(NamedTuple):
 def forward(operands: Operands, mean: bool, kept: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over row tokens (K, L), mean over column tokens (K, L) of the soft maximum.
 
-    Args:
-        operands: what is compared.
-        mean: divide the inner sum by its number of terms; not with the hard maximum.
-        kept: filled with what the backward pass would have to compute again, if that fits.
+    ``kept`` is filled with what the backward pass would have to compute again, if that fits.
     """
     if operands.tall:
         by_column, by_row = forward(operands.swapped, mean, kept)

@@ -15,6 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
+from norton_losses.kernels.ragged_tiles import longest_first
 from norton_losses.kernels.soft_maximum_chunked import Operands, add_product
 from norton_losses.kernels.soft_maximum_device_triton import (
     MAXIMUM,
@@ -162,9 +163,7 @@ def _sides(operands: Operands) -> tuple[_Side, _Side]:
 
 
 def _side(tokens: Tensor, mask: Tensor, dtype: torch.dtype) -> _Side:
-    lengths, places = mask.sum(-1).sort(descending=True, stable=True)
-    valid_first = mask.byte().argsort(dim=-1, descending=True, stable=True)[places]
-    index = places[:, None] * mask.shape[1] + valid_first
+    lengths, places, index = longest_first(mask)
     packed = tokens.flatten(0, 1)[index].to(dtype)
     missing = -tokens.shape[-1] % _WIDTH_MULTIPLE
     return _Side(torch.nn.functional.pad(packed, (0, missing)), lengths, places, index)

@@ -140,10 +140,8 @@ def multiple_choice_accuracy(videos: Array, candidates: Array, answers: Array) -
         >>> multiple_choice_accuracy([[1.0, 0.0]], [[[0.9, 0.1], [0.2, 0.8]]], [0])
         1.0
     """
-    videos, candidates = (
-        check_scores("videos", videos, 2),
-        check_scores("candidates", candidates, 3),
-    )
+    videos = check_scores("videos", videos, 2)
+    candidates = check_scores("candidates", candidates, 3)
     (b, d), wanted = videos.shape, candidates.shape[1]
     if candidates.shape != (b, wanted, d):
         raise ValueError(

@@ -32,14 +32,7 @@ _SIDES = (
     ("caption_embeddings", "captions_per_paragraph", "(all captions, D)", "(paragraphs,)"),
 )
 _KEYS = ("truth", *(key for side in _SIDES for key in side[:2]))
-_UNREADABLE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    NotImplementedError,
-    ValueError,
-    OSError,
-    EOFError,
-)
+_UNREADABLE = zipfile.BadZipFile, zlib.error, NotImplementedError, ValueError, OSError, EOFError
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,7 +49,7 @@ class Ragged:
                 start = end
         return groups
 
-    def batch(self, indices: Tensor, device: torch.device) -> Segments:
+    def batch(self, indices: Tensor, device: torch.device | str) -> Segments:
         """The sequences of these indices (b,), on a device."""
         counts = self.counts[indices]
         starts = (self.counts.cumsum(0) - self.counts)[indices]
@@ -78,10 +78,8 @@ class Ragged:
 def read_ragged(name: str, segment: str, given: Sequences) -> Ragged:
     """What a user passed as ``name``, sequences of ``segment``; each of them must have one."""
     embeddings = None
-    if isinstance(given, np.ndarray):
-        given = as_tensor(given)
-    if isinstance(given, Tensor):
-        given = Segments(given)
+    if isinstance(given, (Tensor, np.ndarray)):
+        given = Segments(as_tensor(given))
     if isinstance(given, Segments):
         tokens, counts, token_mask = given.flat()
         if given.has_embeddings or tokens.dim() == 3:

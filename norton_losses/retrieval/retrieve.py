@@ -113,7 +113,7 @@ def retrieve(
         )
     ragged_videos = read_ragged("videos", "clip", videos)
     ragged_paragraphs = read_ragged("paragraphs", "caption", paragraphs)
-    right = _index(truth, len(ragged_videos), len(ragged_paragraphs))
+    true_paragraphs = _index(truth, len(ragged_videos), len(ragged_paragraphs))
     if measure is not None:
         ragged_videos = ragged_videos.pooled("videos")
         ragged_paragraphs = ragged_paragraphs.pooled("paragraphs")
@@ -123,10 +123,14 @@ def retrieve(
             f"videos and paragraphs must share their width D, got {widths[0]} and {widths[1]}; "
             "project one of them first"
         )
-    place = torch.device(device) if device is not None else ragged_videos.tokens.device
+    if device is None:
+        device = ragged_videos.tokens.device
     dtype = torch.promote_types(ragged_videos.dtype, ragged_paragraphs.dtype)
     if measure is None:
-        score = _by_loss(loss_or_measure, bucket_value, similarity_range)
+        # A user's own loss may not take a range.
+        known = {} if similarity_range is None else {"similarity_range": similarity_range}
+        loss: Any = loss_or_measure
+        score = partial(loss.score, bucket_value=bucket_value, **known)
     else:
         score = _by_cosines(measure, dtype)
     scores = torch.empty(len(ragged_videos), len(ragged_paragraphs), dtype=dtype)
@@ -134,16 +138,16 @@ def retrieve(
     column_groups = ragged_paragraphs.groups(batch_size)
     with torch.no_grad(), _progress(scores.numel(), progress) as advance:
         for rows in ragged_videos.groups(batch_size):
-            video_batch = ragged_videos.batch(rows, place)
+            video_batch = ragged_videos.batch(rows, device)
             for columns in column_groups:
-                tile = score(video_batch, ragged_paragraphs.batch(columns, place))
+                tile = score(video_batch, ragged_paragraphs.batch(columns, device))
                 scores[rows[:, None], columns] = _checked(tile, rows, columns).to(scores)
                 advance(tile.numel())
     seconds = time.perf_counter() - start
     return RetrievalOutput(
         scores,
-        retrieval_metrics(scores, right),
-        retrieval_metrics(scores.T, invert_truth(right, len(ragged_paragraphs))),
+        retrieval_metrics(scores, true_paragraphs),
+        retrieval_metrics(scores.T, invert_truth(true_paragraphs, len(ragged_paragraphs))),
         seconds,
     )
 
@@ -184,12 +188,6 @@ def _scores_pairs(given: Any) -> bool:
     except (AttributeError, TypeError, ValueError):
         return False
     return True
-
-
-def _by_loss(loss: Any, bucket_value: float | None, similarity_range: Range | None) -> _ScoreOfTile:
-    # A user's own loss may not take this argument.
-    options = {} if similarity_range is None else {"similarity_range": similarity_range}
-    return partial(loss.score, bucket_value=bucket_value, **options)
 
 
 def _by_cosines(measure: AbstractSequenceMeasure, dtype: torch.dtype) -> _ScoreOfTile:

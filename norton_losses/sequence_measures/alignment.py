@@ -145,15 +145,15 @@ class _Tiles:
         bv, bt, n, m = block.raw.shape
         self.clips, self.captions = block.clips.expand(bv, bt, n), block.captions.expand(bv, bt, m)
         self.distance = distance
-        self.looks = block.raw.device.type == "cpu"
-        self.gaps = not (self.looks and _valid_first(block.clips) and _valid_first(block.captions))
+        self.on_cpu = block.raw.device.type == "cpu"
+        self.gaps = not (self.on_cpu and _valid_first(block.clips) and _valid_first(block.captions))
 
     def __iter__(self) -> Iterator[_Tile]:
         (bv, bt, n), m, device = self.clips.shape, self.captions.shape[-1], self.clips.device
-        side = max(int(((_CELLS_ON_CPU if self.looks else _CELLS) / (n * m)) ** 0.5), 1)
+        side = max(int(((_CELLS_ON_CPU if self.on_cpu else _CELLS) / (n * m)) ** 0.5), 1)
         clips, captions = self.clips.sum(-1).amax(1), self.captions.sum(-1).amax(0)
-        videos = clips.argsort() if self.looks else torch.arange(bv, device=device)
-        paragraphs = captions.argsort() if self.looks else torch.arange(bt, device=device)
+        videos = clips.argsort() if self.on_cpu else torch.arange(bv, device=device)
+        paragraphs = captions.argsort() if self.on_cpu else torch.arange(bt, device=device)
         for top, left in product(range(0, bv, side), range(0, bt, side)):
             rows, columns = videos[top : top + side], paragraphs[left : left + side]
             if not self.gaps:

@@ -45,9 +45,7 @@ class BackgroundFiltered(AbstractSequenceMeasure):
     """
 
     def __init__(
-        self,
-        measure: AbstractSequenceMeasure | MeasureFunction,
-        clips_per_caption: float = 1.3,
+        self, measure: AbstractSequenceMeasure | MeasureFunction, clips_per_caption: float = 1.3
     ) -> None:
         super().__init__()
         check_positive("clips_per_caption", clips_per_caption)

@@ -156,7 +156,11 @@ class TransportMeasure(AbstractSequenceMeasure):
     def evaluate(self, block: SimilarityBlock) -> MeasureOutput:
         with full_precision(block.values):
             if self.bucket is None:
-                problem = self._without_bucket(block)
+                bv, bt, n, m = block.values.shape
+                masks = block.clips.expand(bv, bt, n), block.captions.expand(bv, bt, m)
+                problem = TransportProblem.uniform(
+                    block.values, *masks, self.epsilon, score_range=block.bounds
+                )
             else:
                 problem = self.bucket(block, self.epsilon)
             plan = self.sinkhorn.solve(problem.T).T
@@ -180,13 +184,6 @@ class TransportMeasure(AbstractSequenceMeasure):
             self.sinkhorn,
             conserve_mass=self.conserve_mass,
             objective=self.objective,
-        )
-
-    def _without_bucket(self, block: SimilarityBlock) -> TransportProblem:
-        bv, bt, n, m = block.values.shape
-        clips, captions = block.clips.expand(bv, bt, n), block.captions.expand(bv, bt, m)
-        return TransportProblem.uniform(
-            block.values, clips, captions, self.epsilon, score_range=block.bounds
         )
 
     def extra_repr(self) -> str:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from norton_losses.sinkhorn.iteration import AbstractSteps, Scalings, State, iterate
-from norton_losses.sinkhorn.log_domain import log_start
 from norton_losses.sinkhorn.problem import AbstractProblem
 
 # The smallest column sum of a plan that has kept its digits, above what underflow takes from it.
@@ -26,9 +25,6 @@ class BlockwiseSteps(AbstractSteps):
     def __init__(self, problem: AbstractProblem) -> None:
         self.problem = problem
         self.log_mu, self.log_nu = problem.log_mu, problem.log_nu
-
-    def start(self) -> State:
-        return self.log_mu, log_start(self.log_nu)
 
     def __call__(self, state: State) -> State:
         log_v = state[1]
@@ -80,4 +76,4 @@ def solve_by_blocks(
     step = BlockwiseSteps(problem)
     start = step.start() if log_v is None else (problem.log_mu, log_v)
     (log_u, log_v), steps = iterate(step, start, iterations, tolerance)
-    return Scalings(log_u, log_v, steps if isinstance(steps, int) else steps[0])
+    return Scalings(log_u, log_v, steps)

@@ -30,10 +30,11 @@ class AbstractSteps(ABC):
     """
 
     log_mu: Tensor  # (..., n)
+    log_nu: Tensor  # (..., m)
 
-    @abstractmethod
     def start(self) -> State:
         """The state before the first step: v is 1 at present columns and 0 at absent ones."""
+        return self.log_mu, log_start(self.log_nu)
 
     @abstractmethod
     def __call__(self, state: State) -> State:
@@ -48,10 +49,15 @@ class AbstractSteps(ABC):
         return (self.log_mu.exp() * ratio.expm1().abs()).sum(-1, keepdim=True)
 
 
+def log_start(log_nu: Tensor) -> Tensor:
+    """Log v before the first step. Absent columns begin at -inf: padding then changes nothing."""
+    return torch.zeros_like(log_nu).masked_fill(log_nu == -torch.inf, -torch.inf)
+
+
 def iterate(
     step: AbstractSteps, start: State, iterations: int, tolerance: float | None = None
-) -> tuple[State, Tensor | int]:
-    """Take ``iterations`` steps, and return the last state and the steps of each problem.
+) -> tuple[State, Tensor]:
+    """Take ``iterations`` steps, and return the last state and the steps of each problem (...).
 
     With a ``tolerance`` a problem stays as it is once its rows are within this L1 distance of mu
     (columns are exact after every step), and the loop ends when all are. Looking makes the host
@@ -61,7 +67,7 @@ def iterate(
     if tolerance is None:
         for _ in range(iterations - 1):
             state = step(state)
-        return state, iterations
+        return state, torch.full_like(step.log_mu[..., 0], iterations, dtype=torch.int64)
     frozen = state
     active = torch.ones_like(step.row_error(state, state), dtype=torch.bool)
     steps = active.long()
@@ -75,4 +81,4 @@ def iterate(
         state = after
         frozen = tuple(torch.where(active, a, f) for a, f in zip(after, frozen, strict=True))
         steps = steps + active
-    return frozen, steps
+    return frozen, steps.view(step.log_mu.shape[:-1])

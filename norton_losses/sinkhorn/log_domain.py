@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import final
 
-import torch
 from torch import Tensor
 
 from norton_losses.sinkhorn.iteration import AbstractSteps, Scalings, State, iterate
@@ -26,9 +25,6 @@ class LogSteps(AbstractSteps):
     def __init__(self, log_kernel: Tensor, log_mu: Tensor, log_nu: Tensor) -> None:
         self.log_kernel, self.log_mu, self.log_nu = log_kernel, log_mu, log_nu
 
-    def start(self) -> State:
-        return self.log_mu, log_start(self.log_nu)
-
     def __call__(self, state: State) -> State:
         log_u = self.log_mu - row_logsumexp(self.log_kernel, state[1])
         return log_u, self.log_nu - row_logsumexp(self.log_kernel.mT, log_u)
@@ -43,12 +39,7 @@ def solve_by_logs(
 ) -> Scalings:
     step = LogSteps(log_kernel, log_mu, log_nu)
     (log_u, log_v), steps = iterate(step, step.start(), iterations, tolerance)
-    return Scalings(log_u, log_v, steps if isinstance(steps, int) else steps.squeeze(-1))
-
-
-def log_start(log_nu: Tensor) -> Tensor:
-    """Log v before the first step. Absent columns begin at -inf: padding then changes nothing."""
-    return torch.zeros_like(log_nu).masked_fill(log_nu == -torch.inf, -torch.inf)
+    return Scalings(log_u, log_v, steps)
 
 
 def row_logsumexp(log_kernel: Tensor, log_v: Tensor) -> Tensor:

@@ -37,11 +37,11 @@ def solve_explicit(
         domain = domain_of(scores, log_mu, log_nu, epsilon, spread)
     problem = scores / epsilon, log_mu, log_nu, iterations, tolerance
     if domain == "log":
-        return _with_steps(solve_by_logs(*problem))
+        return _contiguous(solve_by_logs(*problem))
     if domain == "stabilized":
-        return _with_steps(solve_by_chunks(StabilizedSteps, *problem))
+        return _contiguous(solve_by_chunks(StabilizedSteps, *problem))
     steps = partial(ScalingSteps, compiled=compiled)
-    return _with_steps(solve_by_chunks(steps, *problem, compiled=compiled))
+    return _contiguous(solve_by_chunks(steps, *problem, compiled=compiled))
 
 
 def solve_cloud(
@@ -58,7 +58,7 @@ def solve_cloud(
     cloud = PointCloudProblem(
         x, y, log_mu, log_nu, epsilon, chunk_rows=chunk_rows, check_values=False
     )
-    return _with_steps(solve_by_blocks(cloud, iterations, tolerance))
+    return _contiguous(solve_by_blocks(cloud, iterations, tolerance))
 
 
 def domain_of(
@@ -85,11 +85,9 @@ def _largest_spread(scores: Tensor, log_mu: Tensor, log_nu: Tensor) -> float:
     return float((hi - lo).clamp(min=0).max())  # -inf where all is absent
 
 
-def _with_steps(scalings: Scalings) -> tuple[Tensor, Tensor, Tensor]:
+def _contiguous(scalings: Scalings) -> tuple[Tensor, Tensor, Tensor]:
     log_u, log_v, steps = scalings
-    if isinstance(steps, int):
-        steps = torch.full_like(log_u[..., 0], steps, dtype=torch.int64)
-    return log_u.contiguous(), log_v.contiguous(), steps.contiguous()
+    return log_u.contiguous(), log_v.contiguous(), torch.as_tensor(steps).contiguous()
 
 
 # Schemas are written out: torch before 2.6 cannot read them from postponed annotations.

@@ -14,8 +14,14 @@ from typing import TypeAlias, final
 import torch
 from torch import Tensor
 
-from norton_losses.sinkhorn.iteration import AbstractSteps, Scalings, State, iterate
-from norton_losses.sinkhorn.log_domain import LogSteps, log_start
+from norton_losses.sinkhorn.iteration import (
+    AbstractSteps,
+    Scalings,
+    State,
+    iterate,
+    log_start,
+)
+from norton_losses.sinkhorn.log_domain import LogSteps
 
 # The range of scores over epsilon up to which ScalingSteps keeps every number, and every product of
 # two, inside the dtype: that ends at e^88 and e^709, and small masses need some of it.
@@ -71,11 +77,7 @@ class ScalingSteps(_PlainSteps):
     Right where the scores of present cells range over no more than :data:`SCALING_RANGE` epsilons.
     States are u (n, B) and v (m, B).
 
-    Args:
-        log_kernel: S / epsilon (B, n, m).
-        log_mu: (B, n), -inf at absent rows.
-        log_nu: (B, m), -inf at absent columns.
-        compiled: fuse product and sum, which takes some seconds the first time.
+    ``compiled`` fuses product and sum, which takes some seconds the first time.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class StabilizedSteps(_PlainSteps):
 
     The first step, and every step whose scalings leave the safe range, is taken on logarithms.
     Looking at them makes the host wait for the GPU. States are u (n, B), v (m, B) and the absorbed
-    logarithms of both. Arguments as those of :class:`ScalingSteps`.
+    logarithms of both.
 
     Source: Schmitzer, Stabilized Sparse Scaling Algorithms for Entropy Regularized Transport
     Problems, 2019.
@@ -171,9 +173,9 @@ def solve_by_chunks(
         state, steps = iterate(step, step.start(), iterations, tolerance)
         log_u, log_v = step.log_scalings(state)
         parts.append((log_u + step.log_mass, log_v))
-        taken += [] if isinstance(steps, int) else [steps]
+        taken.append(steps)
     log_u, log_v = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
-    steps = torch.cat(taken).reshape(batch) if taken else iterations
+    steps = torch.cat(taken).reshape(batch)
     return Scalings(log_u.reshape(*batch, n), log_v.reshape(*batch, m), steps)
 
 
