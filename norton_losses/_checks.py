@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, cast
 
 import torch
@@ -116,6 +116,12 @@ def check_number(name: str, value: object) -> None:
                         ".item()")  # fmt: skip
 
 
+def check_similarity(name: str, value: float) -> None:
+    check_number(name, value)
+    if not abs(value) < math.inf:
+        raise ValueError(f"{name} must be a finite similarity, got {value}")
+
+
 def check_range(name: str, value: Any) -> None:
     """Two finite numbers (lo, hi) with lo <= hi."""
     pair = isinstance(value, (tuple, list)) and len(cast(Sequence[Any], value)) == 2
@@ -129,7 +135,7 @@ def check_range(name: str, value: Any) -> None:
 def check_count(name: str, value: int | None, *, minimum: int = 1, optional: bool = False) -> None:
     if value is None and optional:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value}")
 
 

@@ -52,7 +52,7 @@ class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
     Clip i of video b is paired with caption i of paragraph b: their embeddings are compared, and a
     pair counts if both are there. Embeddings (K, D) of K pairs are taken as well. ``group_ids`` of
     sequences, (B,): pairs of different sequences of one group are not each other's negatives.
-    ``group_ids`` of pairs, (B, N) or (K,): no pairs of one group are.
+    ``group_ids`` of pairs, (B, N) or (B * N,): no pairs of one group are.
 
     Args:
         beta: share of the target that follows the plan, in [0, 1]; 0 is InfoNCE, summed over both
@@ -121,8 +121,7 @@ class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
                 "numbers of clips than captions, use NortonVideoParagraphLoss"
             )
         if inputs.group_ids is not None:
-            shape = _shape_of_groups(inputs.group_ids, clips)
-            check_group_ids("group_ids", inputs.group_ids, shape, clips)
+            _check_group_ids(inputs.group_ids, clips)
 
     def evaluate(self, inputs: LossInputs) -> ClipCaptionOutput:
         mask = (inputs.video.mask & inputs.text.mask).flatten()  # (K,)
@@ -248,13 +247,16 @@ def _lifted(side: Segments | Tensor) -> Segments | Tensor:
     return side[None] if flat else side
 
 
-def _shape_of_groups(group_ids: Any, mask: Tensor) -> tuple[int, ...]:
-    """The shape group ids should have: (B,) of sequences, (B, N) or (K,) of pairs."""
+def _check_group_ids(group_ids: Any, mask: Tensor) -> None:
     b, n = mask.shape
-    given = getattr(group_ids, "shape", None)
-    if given in ((b,), (b, n), (b * n,)):
-        return tuple(given)  # pyright: ignore
-    return (n,) if b == 1 else (b,)
+    shape = tuple(getattr(group_ids, "shape", (b,)))
+    if shape not in ((b,), (b, n), (b * n,)):
+        allowed = f"{(n,)}" if b == 1 else f"{(b,)}, {(b, n)} or {(b * n,)}"
+        raise ValueError(
+            f"group_ids must have shape {allowed}, got {shape}; give one for each sequence (B,), "
+            "or one for each pair (B, N), padded ones included"
+        )
+    check_group_ids("group_ids", group_ids, shape, mask)
 
 
 def _groups(group_ids: Tensor | None, mask: Tensor) -> Groups | None:

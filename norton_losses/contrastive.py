@@ -89,7 +89,7 @@ class Groups(NamedTuple):
 
     @staticmethod
     def of(group_ids: Tensor) -> Groups:
-        """Each entry is a member of its own."""
+        """Groups in which all entries of one group are duplicates of each other."""
         return Groups(group_ids, torch.arange(group_ids.shape[0], device=group_ids.device))
 
     def duplicates(self, rows: slice = slice(None)) -> Tensor:

@@ -47,6 +47,7 @@ def mask_of_counts(counts: int | Tensor | Sequence[int], total: int) -> Tensor |
             f"counts must be whole numbers, one for each sequence, got {counts!r}; of a floating "
             "tensor pass counts.long()"
         )
+    found = found.long()  # torch does not compare every integer dtype
     if found.dim() == 0 and (found < 1 or total % found):
         raise ValueError(
             f"a single count must divide the {total} segments given, got {int(found)}; pass one "

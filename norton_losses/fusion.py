@@ -110,7 +110,9 @@ class FunctionSimilarity(AbstractSimilarity):
 
     Args:
         function: from Segments of Bv and Bt sequences, which hold zeros where masked, to
-            (Bv, Bt, N, M), floating. Values of absent clips and captions have no effect.
+            (Bv, Bt, N, M), floating. Values of absent clips and captions have no effect, if they
+            and their gradients are finite: normalise by ``torch.nn.functional.normalize``, which
+            takes zeros, and not by a division.
     """
 
     def __init__(self, function: SimilarityFunction) -> None:

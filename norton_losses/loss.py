@@ -111,8 +111,8 @@ class AbstractContrastiveLoss(AbstractLoss[Output]):
         if self.temperature is not None:
             raise ValueError(
                 "logit_scale replaces the temperature, and this loss has one of its own; build it "
-                f"with {type(self).__name__}(temperature=None), for a NortonLoss as well, or leave "
-                "logit_scale out"
+                f"with {type(self).__name__}(temperature=None), a term of a NortonLoss as well, or "
+                "leave logit_scale out"
             )
         if not isinstance(logit_scale, Tensor):
             check_positive("logit_scale", logit_scale)

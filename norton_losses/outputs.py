@@ -29,6 +29,7 @@ class VideoParagraphOutput:
         temperature: ().
         clip_mask: (B, N), bool, the clips that took part.
         caption_mask: (B, M), bool, the captions that took part.
+        block, measured: what the similarity and the measure gave, with their gradient.
     """
 
     loss: Tensor
@@ -100,7 +101,7 @@ class VideoParagraphOutput:
             own = plan[index, index]
             numbers["plan_entropy"] = masked_mean(own.entropy, present, 0)
             numbers["marginal_error"] = plan.marginal_error.amax()
-            if bucket_value is not None:
+            if plan.problem.has_bucket and bucket_value is not None:
                 # Clips and captions hold a mass of 1 together; each unit of the core takes two.
                 to_bucket = 1 - 2 * own.core.sum((-2, -1))
                 numbers["bucket_value"] = bucket_value

@@ -10,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from norton_losses._checks import check_fraction, check_number
+from norton_losses._checks import check_fraction, check_similarity
 from norton_losses._scalar import ScalarState
 from norton_losses._typing import Range
 from norton_losses.similarity_block import SimilarityBlock
@@ -57,9 +57,7 @@ class PromptBucket(ScalarState):
         super().__init__()
         check_fraction("ratio", ratio)
         if value is not None:
-            check_number("value", value)
-            if not abs(value) < float("inf"):
-                raise ValueError(f"value must be a finite similarity, got {value}")
+            check_similarity("value", value)
         self.ratio = ratio
         self.value = value
         self.offset = nn.Parameter(torch.zeros(1)) if learnable else None
@@ -69,6 +67,11 @@ class PromptBucket(ScalarState):
 
         Its ``bucket_value`` is p (), whose only gradient is that of ``offset``.
         """
+        if not isinstance(block, SimilarityBlock):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"block must be a SimilarityBlock, got {type(block).__name__}; write "
+                "SimilarityBlock(similarity, clip_mask, caption_mask)"
+            )
         p = self.value if self.value is not None else _quantile(block, self.ratio)
         if self.offset is not None:
             p = p + self.offset.reshape(())
@@ -134,6 +137,12 @@ def bucket_problem(
                 [0.3000, 0.3000, 0.3000]])
     """
     block = SimilarityBlock(similarity, clip_mask, caption_mask)
+    if not isinstance(p, Tensor):
+        check_similarity("p", p)
+    elif p.numel() != 1:
+        raise ValueError(f"p must be a single number, got shape {tuple(p.shape)}")
+    else:
+        p = p.reshape(())
     return _augmented(block, p, epsilon, score_range)
 
 

@@ -170,10 +170,11 @@ class Segments:
         return cls.from_flat(*flat, embeddings=vectors.tokens)
 
     def flat(self) -> FlatSegments:
-        """The valid segments one after another: the inverse of :meth:`from_flat`.
+        """The segments one after another, without padding: the inverse of :meth:`from_flat`.
 
-        A segment without a valid token is left out. The embeddings are
-        ``segments.embeddings[segments.mask]``. The host waits for the GPU.
+        A segment that is absent but stands before a valid one keeps its place, with a token mask of
+        False, so that clips and captions that were paired stay so. Embeddings are left out. The
+        host waits for the GPU.
 
         Example:
             >>> import torch
@@ -183,10 +184,11 @@ class Segments:
             >>> tokens.shape, counts
             (torch.Size([7, 4, 16]), tensor([5, 2]))
         """
-        tokens, counts = self.tokens[self.mask], self.mask.sum(-1)
-        if self._single:
+        kept = self.mask.flip(-1).cumsum(-1).flip(-1) > 0  # up to the last valid segment
+        tokens, counts, token_mask = self.tokens[kept], kept.sum(-1), self.token_mask[kept]
+        if self._single and token_mask.all():
             return FlatSegments(tokens[:, 0], counts, None)
-        return FlatSegments(tokens, counts, self.token_mask[self.mask])
+        return FlatSegments(tokens, counts, token_mask)
 
     @property
     def embeddings(self) -> Tensor:
@@ -222,7 +224,10 @@ class Segments:
 
     def to(self, *args: Any, **kwargs: Any) -> Segments:
         """Moved as :meth:`torch.Tensor.to` does; a dtype is that of tokens and embeddings."""
-        device = self.tokens.new_empty(0).to(*args, **kwargs).device
+        target = self.tokens.new_empty(0).to(*args, **kwargs)
+        if not target.is_floating_point():
+            raise TypeError(f"tokens must stay floating, got {target.dtype}")
+        device = target.device
         non_blocking, copy = (kwargs.get(name, False) for name in ("non_blocking", "copy"))
 
         def moved(tensor: Tensor) -> Tensor:
@@ -241,11 +246,13 @@ class Segments:
 
     def __getitem__(self, index: Any) -> Segments:
         """Some of the sequences, by any index of one dimension; a number gives a batch of one."""
-        if isinstance(index, (tuple, str)) or index is None:
+        if isinstance(index, (tuple, str, bool)) or index is None:
             raise TypeError(
                 "sequences are taken by one number, slice, list or tensor, got "
                 f"{index!r}; index .tokens for clips and frames"
             )
+        if isinstance(index, list):
+            index = torch.as_tensor(index) if index else slice(0)
         if getattr(index, "ndim", None) == 0 or isinstance(index, int):
             number = operator.index(index)
             if not -len(self) <= number < len(self):
@@ -341,9 +348,12 @@ def _check_beside(
     """Check mask and embeddings against tokens with 2 leading dimensions (B, N), or 1, (K,)."""
     if token_mask is not None:
         if isinstance(token_mask, Tensor) and token_mask.dim() == leading:  # pyright: ignore[reportUnnecessaryIsInstance]
+            remedy = "a mask of whole segments (B, N) is mask=..."
+            if leading == 1:
+                remedy = "leave absent segments out of tokens and counts"
             raise ValueError(
                 f"token_mask must have an entry for each token, {tuple(tokens.shape[:-1])}, got "
-                f"shape {tuple(token_mask.shape)}; a mask of whole segments (B, N) is mask=..."
+                f"shape {tuple(token_mask.shape)}; {remedy}"
             )
         check_mask("token_mask", token_mask, tokens.shape[: leading + 1], tokens)
     if embeddings is not None:

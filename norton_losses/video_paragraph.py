@@ -83,14 +83,8 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
                 f"similarity must compare tokens, and a {type(similarity).__name__} is a measure; "
                 "pass it as measure=..."
             )
-        if isinstance(measure, (AbstractSimilarity, AbstractLoss)):
-            kind: type = type(measure)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-            raise TypeError(
-                f"measure must score similarities, got a {kind.__name__}; pass for example "
-                "TransportMeasure()"
-            )
         self.similarity = as_similarity(similarity)
-        self.measure = TransportMeasure() if measure is None else as_measure(measure)
+        self.measure = _read_measure(measure)
 
     def check(self, inputs: LossInputs) -> None:
         self.check_logit_scale(inputs.logit_scale)
@@ -203,9 +197,21 @@ def video_paragraph_loss(
             f"temperature must be a single number, got shape {tuple(temperature.shape)}; "
             "divide the similarity yourself if every sequence has its own"
         )
-    measure = TransportMeasure() if measure is None else as_measure(measure)
+    measure = _read_measure(measure)
     with full_precision(similarity):
         return _contrast_videos(block, measure, 1 / temperature.reshape(()), group_ids).loss
+
+
+def _read_measure(
+    measure: AbstractSequenceMeasure | MeasureFunction | None,
+) -> AbstractSequenceMeasure:
+    if isinstance(measure, (AbstractSimilarity, AbstractLoss)):
+        kind: type = type(measure)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        raise TypeError(
+            f"measure must score similarities, got a {kind.__name__}; pass for example "
+            "TransportMeasure()"
+        )
+    return TransportMeasure() if measure is None else as_measure(measure)
 
 
 def _contrast_videos(

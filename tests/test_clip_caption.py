@@ -211,6 +211,12 @@ class TestGroups:
         for groups in (self.groups, self.groups.view(3, 2)):
             torch.testing.assert_close(loss(video, text, group_ids=groups), expected)
 
+    def test_other_shapes_of_groups_are_told(self) -> None:
+        clips, captions = (side.view(3, 2, 8) for side in pairs())
+        message = r"shape \(3,\), \(3, 2\) or \(6,\), got \(5,\); give one for each sequence"
+        with pytest.raises(ValueError, match=message):
+            ClipCaptionOTLoss()(clips, captions, group_ids=torch.arange(5))
+
     def test_one_group_of_all_leaves_nothing_to_contrast(self) -> None:
         clips, captions = pairs()
         value = ClipCaptionOTLoss()(clips, captions, group_ids=torch.zeros(6).long())

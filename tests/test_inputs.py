@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,9 +21,11 @@ from norton_losses import (
     Segments,
     SimilarityBlock,
     SoftMaximumSimilarity,
+    TorchSinkhorn,
+    TransportProblem,
     _checks,
 )
-from norton_losses.functional import soft_maximum
+from norton_losses.functional import bucket_problem, soft_maximum
 
 video, text = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 5, 8)
 
@@ -252,6 +255,45 @@ def test_a_range_is_two_finite_numbers_in_order(bounds) -> None:
     loss = NortonVideoParagraphLoss(SoftMaximumSimilarity(rescale="minmax"))
     with pytest.raises(ValueError, match="^similarity_range " + message):
         loss.score(video, text, similarity_range=bounds)
+
+
+def test_counts_may_be_of_numpy() -> None:
+    assert TorchSinkhorn(np.int64(5)).iterations == 5  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match="iterations must be a whole number of at least 1, got 5.0"
+    ):
+        TorchSinkhorn(np.float64(5))  # type: ignore[arg-type]
+
+
+def test_numbers_of_problems_are_checked_at_every_door() -> None:
+    valid, similarity = torch.ones(1, 2, dtype=torch.bool), torch.eye(2)[None, None]
+    block = SimilarityBlock(similarity)
+    for build in (
+        lambda **how: TransportProblem.uniform(torch.eye(2), valid[0], valid[0], **how),
+        lambda **how: bucket_problem(similarity, 0.3, valid, valid, **how),
+    ):
+        with pytest.raises(ValueError, match="epsilon must be a finite number above 0, got -0.1"):
+            build(epsilon=-0.1)
+        with pytest.raises(TypeError, match="epsilon must be a plain number"):
+            build(epsilon=torch.tensor(0.1))
+        with pytest.raises(ValueError, match=r"score_range must be finite numbers \(lo, hi\)"):
+            build(epsilon=0.1, score_range=(1.0, 0.0))
+    with pytest.raises(ValueError, match="epsilon must be a finite number above 0, got 0.0"):
+        PromptBucket()(block, 0.0)
+    with pytest.raises(ValueError, match="p must be a finite similarity, got nan"):
+        bucket_problem(similarity, math.nan, valid, valid, 0.1)
+    with pytest.raises(ValueError, match=r"p must be a single number, got shape \(3,\)"):
+        bucket_problem(similarity, torch.ones(3), valid, valid, 0.1)
+    one = bucket_problem(similarity, torch.ones(1), valid, valid, 0.1)
+    assert torch.equal(one.scores, bucket_problem(similarity, 1.0, valid, valid, 0.1).scores)
+
+
+def test_a_block_and_a_tensor_are_told_apart() -> None:
+    block = SimilarityBlock(torch.rand(1, 1, 2, 2))
+    with pytest.raises(TypeError, match="got SimilarityBlock; call evaluate"):
+        DynamicTimeWarping()(block)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"block must be a SimilarityBlock, got Tensor; write Sim"):
+        PromptBucket()(block.values, 0.1)  # type: ignore[arg-type]
 
 
 def test_tensors_on_different_devices() -> None:

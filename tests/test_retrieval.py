@@ -258,6 +258,14 @@ def test_a_score_of_the_wrong_shape_is_told() -> None:
         retrieve(Numbers(), VIDEOS, PARAGRAPHS, progress=False)  # type: ignore[arg-type]
 
 
+def test_a_clip_without_frames_in_a_list_is_no_clip() -> None:
+    videos = [[torch.randn(2, 8, generator=G) for _ in range(4)] for _ in range(3)]
+    gap = [[*video[:2], video[0][:0], *video[2:]] for video in videos]
+    loss = NortonVideoParagraphLoss()
+    expected = retrieve(loss, videos, videos, progress=False)
+    torch.testing.assert_close(retrieve(loss, gap, videos, progress=False).scores, expected.scores)
+
+
 def test_a_measure_compares_the_mean_tokens_of_segments() -> None:
     batch = make_batch(ragged=True)
     means = [Segments(side.embeddings, mask=side.mask) for side in batch.sides]

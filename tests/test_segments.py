@@ -94,7 +94,9 @@ class TestFlat:
         )
         assert segments.tokens.data_ptr() == FLAT.data_ptr()
 
-    @pytest.mark.parametrize("count", [np.int64(4), torch.tensor(4)], ids=["numpy", "torch"])
+    @pytest.mark.parametrize(
+        "count", [np.int64(4), torch.tensor(4), np.array([4, 4], np.uint16)], ids=type
+    )
     def test_one_count_may_be_of_an_array(self, count) -> None:
         assert_same(Segments.from_flat(FLAT, count), Segments.from_flat(FLAT, 4))
 
@@ -109,12 +111,25 @@ class TestFlat:
         assert (flat.token_mask is None) if single else torch.equal(flat.token_mask, TOKEN_MASK)
         assert_same(Segments.from_flat(*flat), segments)
 
-    def test_flat_closes_gaps(self) -> None:
-        mask = torch.tensor([[True, False, True], [False, True, False]])
-        tokens = torch.randn(2, 3, 4, 6)
-        found, counts, _ = Segments(tokens, mask=mask).flat()
-        assert torch.equal(found, tokens[mask])
-        assert counts.tolist() == [2, 1]
+    @pytest.mark.parametrize("single", [False, True])
+    def test_flat_keeps_absent_segments_in_their_places(self, single: bool) -> None:
+        mask = torch.tensor([[True, False, True, False], [False, False, True, True], [False] * 4])
+        tokens = torch.randn(3, 4, 6) if single else torch.randn(3, 4, 5, 6)
+        segments = Segments(tokens, mask=mask)
+        flat = segments.flat()
+        assert flat.counts.tolist() == [3, 4, 0]
+        assert torch.equal(Segments.from_flat(*flat).mask, mask)
+        again = Segments.from_flat(*flat)
+        assert torch.equal(again.tokens[mask], segments.tokens[mask])
+
+    def test_pairs_stay_pairs_when_a_caption_is_empty(self) -> None:
+        clips = torch.randn(2, 6, 3, 8)
+        captions = [[clip[:2] for clip in video] for video in clips]
+        captions[1][1] = captions[1][1][:0]
+        video, text = Segments(clips), Segments.from_list(captions)
+        loss = ClipCaptionOTLoss(beta=0.0)
+        again = (Segments.from_flat(*side.flat()) for side in (video, text))
+        torch.testing.assert_close(loss(*again), loss(video, text))
 
     def test_gradients_flow(self) -> None:
         flat = FLAT.clone().requires_grad_()
@@ -276,6 +291,7 @@ class TestTravel:
         assert [len(one) for one in self.made] == [1, 1, 1]
         for number in (np.int64(2), np.array(2), torch.tensor(2)):
             assert_same(self.made[number], self.made[2])
+        assert len(self.made[[]]) == 0
         for number in (3, -4):
             with pytest.raises(IndexError, match=f"there are 3 sequences, got index {number}"):
                 self.made[number]
@@ -287,6 +303,8 @@ class TestTravel:
             (None, "got None"),
             ("video", "got 'video'"),
             (torch.ones(3, 4, dtype=torch.bool), "must have one dimension, got 2"),
+            ([[0], [1]], "must have one dimension, got 2"),
+            (True, "got True"),
         ],
         ids=repr,
     )
@@ -307,6 +325,10 @@ class TestTravel:
             assert half.tokens.dtype == torch.float16
             assert half.mask.dtype == torch.bool
             assert torch.equal(half.mask, segments.mask)
+
+    def test_tokens_stay_floating(self) -> None:
+        with pytest.raises(TypeError, match="tokens must stay floating, got torch.int64"):
+            self.made.to(torch.long)
 
     def test_to_copies_where_asked(self) -> None:
         same, copied = self.made.to("cpu"), self.made.to("cpu", copy=True)

@@ -313,6 +313,42 @@ class TestOnesOwn:
         with pytest.raises(TypeError, match="a measure must give a torch.Tensor, got float"):
             NortonVideoParagraphLoss(measure=lambda s, c, t: 1.0)(*make_batch().tokens)  # type: ignore[arg-type, return-value]
 
+        class Forgot(AbstractSequenceMeasure):
+            def evaluate(self, block: SimilarityBlock) -> Tensor:  # type: ignore[override]
+                return block.values.amax((-2, -1))
+
+        with pytest.raises(TypeError, match=r"evaluate must return a MeasureOutput, got Tensor; w"):
+            Forgot()(torch.rand(2, 2, 3, 3))
+
+    def test_a_mean_over_nothing_does_not_reach_the_temperature(self) -> None:
+        def mean(similarity: Tensor, clips: Tensor, captions: Tensor) -> Tensor:
+            both = (clips[:, None, :, None] & captions[None, :, None]).to(similarity)
+            return (similarity * both).sum((-2, -1)) / both.sum((-2, -1))
+
+        loss = NortonVideoParagraphLoss(measure=mean, learnable_temperature=True)
+        video = Segments.from_list([torch.randn(4, 8), torch.randn(4, 8), torch.zeros(0, 8)])
+        value = loss(video, torch.randn(3, 4, 8))
+        value.backward()
+        assert value.isfinite()
+        assert loss.temperature.log_scale.grad.isfinite()
+
+    def test_half_precision_scores_give_a_float32_loss(self) -> None:
+        loss = NortonVideoParagraphLoss(measure=lambda s, c, p: s.mean((-2, -1)).bfloat16())
+        assert loss(torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)).dtype == torch.float32
+
+    def test_a_similarity_may_normalise_absent_embeddings(self) -> None:
+        def cosines(video: Segments, text: Segments) -> Tensor:
+            unit = torch.nn.functional.normalize
+            return torch.einsum(
+                "and,bmd->abnm", unit(video.embeddings, dim=-1), unit(text.embeddings, dim=-1)
+            )
+
+        tokens = torch.randn(13, 2, 8, requires_grad=True)
+        sides = (Segments.from_flat(t, [8, 5]) for t in (tokens, torch.randn(13, 2, 8)))
+        NortonVideoParagraphLoss(cosines)(*sides).backward()
+        assert tokens.grad is not None
+        assert tokens.grad.isfinite().all()
+
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own tracer
     def test_compiled_parts_are_the_parts(self) -> None:

@@ -305,6 +305,8 @@ def test_what_is_no_measure_is_refused_at_construction() -> None:
     for wrong in (MaxSimilarity(), ClipCaptionOTLoss()):
         with pytest.raises(TypeError, match="measure must score similarities, got a "):
             NortonVideoParagraphLoss(measure=wrong)
+        with pytest.raises(TypeError, match="measure must score similarities, got a "):
+            video_paragraph_loss(torch.rand(2, 2, 3, 3), measure=wrong)
 
 
 class TestScore:

@@ -45,7 +45,7 @@ class Operands(NamedTuple):
 
     @property
     def tall(self) -> bool:
-        """Rows have more tokens than columns. The rows are packed whole, so they should not."""
+        """Whether rows have more tokens than columns: swapping saves memory, as rows are packed."""
         return self.rows.shape[:2].numel() > self.columns.shape[:2].numel()
 
 

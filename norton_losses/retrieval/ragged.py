@@ -77,29 +77,41 @@ class Ragged:
 
 def read_ragged(name: str, segment: str, given: Sequences) -> Ragged:
     """What a user passed as ``name``, sequences of ``segment``; each of them must have one."""
-    embeddings = None
     if isinstance(given, (Tensor, np.ndarray)):
         given = Segments(as_tensor(given))
     if isinstance(given, Segments):
-        tokens, counts, token_mask = given.flat()
-        if given.has_embeddings or tokens.dim() == 3:
-            embeddings = given.embeddings[given.mask].detach()
+        ragged = _valid_segments(given)
     else:
         tokens, counts, token_mask = flatten_list(name, given)
-    ragged = Ragged(tokens.detach(), counts.cpu(), token_mask, embeddings)
+        ragged = Ragged(tokens.detach(), counts, token_mask, None)
+        if token_mask is not None:
+            sequence = torch.arange(len(counts)).repeat_interleave(counts)
+            kept = token_mask.any(-1)
+            counts = sequence[kept.cpu()].bincount(minlength=len(counts))
+            ragged = Ragged(ragged.tokens[kept], counts, token_mask[kept], None)
     present = ragged.counts
-    if token_mask is not None:
-        sequence = torch.arange(len(ragged)).repeat_interleave(ragged.counts)
-        present = torch.zeros_like(present).index_add(0, sequence, token_mask.any(-1).long().cpu())
     if (present == 0).any():
         raise ValueError(
             f"{name}[{int(present.argmin())}] must have one {segment} at least, got none; "
             "leave it out, and its truth"
         )
-    for part, mask in ((ragged.tokens, token_mask), (embeddings, None)):
+    for part, mask in ((ragged.tokens, ragged.token_mask), (ragged.embeddings, None)):
         if part is not None:
             _check_finite(name, part, mask, ragged.counts)
     return ragged
+
+
+def _valid_segments(given: Segments) -> Ragged:
+    """The valid segments of all sequences, without the gaps of absent ones."""
+    mask, counts = given.mask, given.mask.sum(-1).cpu()
+    tokens = given.tokens.detach()[mask]
+    single = tokens.shape[1] == 1
+    embeddings = None
+    if given.has_embeddings or not single:
+        embeddings = given.embeddings.detach()[mask]
+    if single:
+        return Ragged(tokens[:, 0], counts, None, embeddings)
+    return Ragged(tokens, counts, given.token_mask[mask], embeddings)
 
 
 def _check_finite(name: str, part: Tensor, mask: Tensor | None, counts: Tensor) -> None:

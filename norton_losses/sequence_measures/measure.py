@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, TypeVar, cast, final
 
 from torch import Tensor, nn
 
+from norton_losses._numerics import up_cast, working_dtype
 from norton_losses.similarity_block import SimilarityBlock
 from norton_losses.sinkhorn import TransportPlan
 
@@ -39,6 +40,10 @@ class MeasureOutput:
         self.score, self.plan, self.bucket_value = score, plan, bucket_value
         self._alignment = alignment
 
+    def with_score(self, score: Tensor) -> MeasureOutput:
+        """The same with other scores."""
+        return MeasureOutput(score, self.plan, self._alignment, self.bucket_value)
+
     @property
     def alignment(self) -> Tensor | None:
         """The path, or None."""
@@ -58,13 +63,16 @@ class AbstractSequenceMeasure(nn.Module, ABC):
         """Scores (Bv, Bt) of a block, and what explains them."""
 
     def evaluate_checked(self, block: SimilarityBlock) -> MeasureOutput:
-        """:meth:`evaluate`, whose answer may be a user's own: it must be of the block's pairs."""
+        """:meth:`evaluate`, maybe a user's own: one score a pair, 0 where a side is absent."""
         output: Any = self.evaluate(block)
-        if not isinstance(output, MeasureOutput) or not isinstance(output.score, Tensor):  # pyright: ignore
-            got = output.score if isinstance(output, MeasureOutput) else output
+        if not isinstance(output, MeasureOutput):
             raise TypeError(
-                f"a measure must give a torch.Tensor, got {type(got).__name__}; evaluate "
-                "returns a MeasureOutput with it"
+                f"evaluate must return a MeasureOutput, got {type(output).__name__}; write "
+                "MeasureOutput(score)"
+            )
+        if not isinstance(output.score, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"a measure must give a torch.Tensor, got {type(output.score).__name__}"
             )
         shape = block.raw.shape[:2]
         if output.score.shape != shape:
@@ -72,7 +80,11 @@ class AbstractSequenceMeasure(nn.Module, ABC):
                 f"a measure must give a score for each video with each paragraph, here "
                 f"{tuple(shape)}, got shape {tuple(output.score.shape)}"
             )
-        return output
+        # A mean over nothing may be NaN, which would reach the gradient of a temperature.
+        clips, captions = block.counts
+        score = up_cast(output.score, working_dtype(output.score))
+        score = score.masked_fill((clips == 0) | (captions == 0), 0)
+        return output.with_score(score)
 
     def for_retrieval(self: Measure, bucket_value: float | None = None) -> Measure:
         """The same measure without statistics of the batch: a pair's score depends on it alone.
@@ -120,6 +132,8 @@ class AbstractSequenceMeasure(nn.Module, ABC):
         caption_mask: Tensor | None = None,
     ) -> MeasureOutput:
         """As :meth:`forward`, with what explains the score: a plan or a path."""
+        if isinstance(similarity, SimilarityBlock):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError("similarity must be a torch.Tensor, got SimilarityBlock; call evaluate")
         return self.evaluate_checked(SimilarityBlock(similarity, clip_mask, caption_mask))
 
 

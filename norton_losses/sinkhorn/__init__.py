@@ -6,6 +6,7 @@ by ``iteration``, in ``log_domain``, ``scaling_domain`` or ``blockwise``.
 
 from norton_losses.sinkhorn.auto import AutoSinkhorn, Selection, resolve, select
 from norton_losses.sinkhorn.geomloss_sinkhorn import GeomLossSinkhorn
+from norton_losses.sinkhorn.iteration import Scalings
 from norton_losses.sinkhorn.keops_sinkhorn import KeOpsSinkhorn
 from norton_losses.sinkhorn.plan import TransportPlan
 from norton_losses.sinkhorn.point_cloud import PointCloudProblem
@@ -23,6 +24,7 @@ __all__ = [
     "KeOpsSinkhorn",
     "POTSinkhorn",
     "PointCloudProblem",
+    "Scalings",
     "Selection",
     "Support",
     "TorchSinkhorn",

@@ -81,9 +81,9 @@ class PointCloudProblem(AbstractProblem):
     has_bucket = False
 
     def __post_init__(self, check_values: bool) -> None:
+        check_positive("epsilon", self.epsilon)
+        check_count("chunk_rows", self.chunk_rows, optional=True)
         if check_values:
-            check_positive("epsilon", self.epsilon)
-            check_count("chunk_rows", self.chunk_rows, optional=True)
             check_floating("x", self.x, "(n, D)")
             check_floating("y", self.y, "(m, D)")
             check_shape("y", self.y, (len(self.y), self.x.shape[1]))

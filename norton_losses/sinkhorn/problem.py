@@ -95,7 +95,7 @@ class TransportProblem(AbstractProblem):
             which the host would wait for the GPU. None means that nothing is known.
         has_bucket: the last row and column are a :class:`~norton_losses.PromptBucket`.
         check_values: refuse what has no solution. Reading the values makes the host wait for the
-            GPU; False checks nothing, for problems that are right by construction.
+            GPU; False checks the numbers alone, for tensors that are right by construction.
 
     Raises:
         ValueError: shapes that do not fit, ``epsilon`` not above 0, scores that are not finite,
@@ -127,14 +127,14 @@ class TransportProblem(AbstractProblem):
     check_values: InitVar[bool] = True
 
     def __post_init__(self, check_values: bool) -> None:
+        check_positive("epsilon", self.epsilon)
+        if self.score_range is not None:
+            check_range("score_range", self.score_range)
         if check_values:
-            check_positive("epsilon", self.epsilon)
             check_floating("scores", self.scores, "(..., n, m)")
             *batch, n, m = self.scores.shape
             check_marginal("log_mu", self.log_mu, (*batch, n), self.scores)
             check_marginal("log_nu", self.log_nu, (*batch, m), self.scores)
-            if self.score_range is not None:
-                check_range("score_range", self.score_range)
         bring_to_one_precision(self)
         if check_values:
             self._check_values()

@@ -62,7 +62,7 @@ class _PlainSteps(AbstractSteps):
         return (scaled if self.absent is None else scaled.masked_fill_(self.absent, 0)).exp_()
 
     def ones(self) -> State:
-        """U and v of 1, and v of 0 at absent columns. (That u is 0 follows from mu.)"""
+        """U of 1 everywhere and v of 1 at present columns, 0 at absent ones."""
         return torch.ones_like(self.mu), (~self.no_column).to(self.nu.dtype).contiguous()
 
     def log_scalings(self, state: State) -> tuple[Tensor, Tensor]:
