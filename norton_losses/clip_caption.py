@@ -118,7 +118,8 @@ class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
                 "clip i is paired with caption i, so there must be as many of each, got N = "
                 f"{clips.shape[1]} clips and M = {captions.shape[1]} captions; group flat tokens "
                 "(K, T, D) by Segments.from_flat(tokens, counts); where videos really have other "
-                "numbers of clips than captions, use NortonVideoParagraphLoss"
+                "numbers of clips than captions, use NortonVideoParagraphLoss, or give what is "
+                "missing an empty entry"
             )
         if inputs.group_ids is not None:
             _check_group_ids(inputs.group_ids, clips)

@@ -27,7 +27,8 @@ class PromptBucket(ScalarState):
     :math:`k = \max(1, \lfloor r K \rfloor)`; 0 where there is none.
 
     Args:
-        ratio: r in [0, 1]. About this share of the aligned pairs is taken for noise.
+        ratio: r in [0, 1]. About this share of the aligned pairs is less similar than p. Entropy
+            spreads the mass of the others too, so the bucket takes more than that share.
         value: a fixed p in place of the quantile, in units of similarity.
         learnable: add ``offset``, a parameter that starts at 0, to the quantile or the fixed value.
             It is moved by the gradient of the plan, or by that of the entropic objective:

@@ -170,7 +170,8 @@ def _read_measure(given: Any, bucket_value: float | None) -> AbstractSequenceMea
         raise TypeError(
             "loss_or_measure must be a loss with .score(video, text, *, bucket_value=None), a "
             "measure that is called with (similarity, clip_mask, caption_mask), or the name of one "
-            f"({', '.join(MEASURES)}), got {given.__class__.__name__}"
+            f"({', '.join(MEASURES)}), got {given.__class__.__name__}; after training by a loss "
+            "without a score, pass a measure and embeddings"
         )
     return as_measure(inner).for_retrieval(bucket_value)
 
