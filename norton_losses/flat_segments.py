@@ -48,12 +48,12 @@ def mask_of_counts(counts: int | Tensor | Sequence[int], total: int) -> Tensor |
             "tensor pass counts.long()"
         )
     found = found.long()  # torch does not compare every integer dtype
-    if found.dim() == 0 and (found < 1 or total % found):
-        raise ValueError(
-            f"a single count must divide the {total} segments given, got {int(found)}; pass one "
-            "count for each sequence"
-        )
     if found.dim() == 0:
+        if found < 1 or total % found:
+            raise ValueError(
+                f"a single count must divide the {total} segments given, got {int(found)}; pass "
+                "one count for each sequence"
+            )
         return None
     if found.dim() != 1 or found.numel() == 0 or (found < 0).any() or found.sum() != total:
         raise ValueError(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from functools import update_wrapper
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -12,6 +14,8 @@ from norton_losses._checks import check_positive
 from norton_losses._numerics import full_precision
 from norton_losses.contrastive import Temperature
 from norton_losses.segments import Segments, read_pair
+
+P = ParamSpec("P")
 
 
 class HasLoss(Protocol):
@@ -32,6 +36,18 @@ class LossInputs:
     text: Segments
     group_ids: Tensor | None = None
     logit_scale: Tensor | float | None = None
+
+
+def loss_of(
+    explain: Callable[Concatenate[Any, P], HasLoss],
+) -> Callable[Concatenate[Any, P], Tensor]:
+    """A ``forward`` with the arguments of an ``explain``, which returns the loss alone."""
+
+    def forward(self: Any, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+        return self.explain(*args, **kwargs).loss
+
+    forward.__doc__ = "The loss (), float32 or wider; arguments and errors as in :meth:`explain`."
+    return update_wrapper(forward, explain, assigned=("__annotations__",))
 
 
 class AbstractLoss(nn.Module, ABC, Generic[Output]):
@@ -66,16 +82,7 @@ class AbstractLoss(nn.Module, ABC, Generic[Output]):
         with full_precision(inputs.video.tokens):
             return self.evaluate(inputs)
 
-    def forward(
-        self,
-        video: Segments | Tensor,
-        text: Segments | Tensor,
-        *,
-        group_ids: Tensor | None = None,
-        logit_scale: Tensor | float | None = None,
-    ) -> Tensor:
-        """The loss (), float32 or wider; arguments and errors as in :meth:`explain`."""
-        return self.explain(video, text, group_ids=group_ids, logit_scale=logit_scale).loss
+    forward = loss_of(explain)
 
     def read(self, video: Any, text: Any, group_ids: Any, logit_scale: Any) -> LossInputs:
         video, text = read_pair(video, text, by_embeddings=self.by_embeddings)

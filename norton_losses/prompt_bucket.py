@@ -141,14 +141,16 @@ def bucket_problem(
     if not isinstance(p, Tensor):
         check_similarity("p", p)
     elif p.numel() != 1:
-        raise ValueError(f"p must be a single number, got shape {tuple(p.shape)}")
+        raise ValueError(
+            f"p must be a single number, got shape {tuple(p.shape)}; a bucket has one value"
+        )
     else:
         p = p.reshape(())
     return _augmented(block, p, epsilon, score_range)
 
 
 def _quantile(block: SimilarityBlock, ratio: float) -> Tensor:
-    videos, paragraphs = block.values.shape[:2]
+    videos, paragraphs = block.raw.shape[:2]
     if videos != paragraphs:
         raise ValueError(
             "a bucket with a ratio needs video b aligned with paragraph b, got "
@@ -156,7 +158,7 @@ def _quantile(block: SimilarityBlock, ratio: float) -> Tensor:
             "bucket"
         )
     # Of video b with paragraph b, clip i with caption i: (B, min(N, M)).
-    aligned = block.values.detach().diagonal().diagonal().flatten()
+    aligned = block.raw.detach().diagonal().diagonal().flatten()
     valid = block.valid.diagonal().diagonal().flatten()
     ranked = aligned.masked_fill(~valid, torch.inf).sort().values
     count = valid.sum()
@@ -169,8 +171,8 @@ def _quantile(block: SimilarityBlock, ratio: float) -> Tensor:
 def _augmented(
     block: SimilarityBlock, p: Tensor | float, epsilon: float, score_range: Range | None
 ) -> TransportProblem:
-    bv, bt, n, m = block.values.shape
-    scores = block.values.new_ones(bv, bt, n + 1, m + 1) * p
+    bv, bt, n, m = block.raw.shape
+    scores = block.raw.new_ones(bv, bt, n + 1, m + 1) * p
     scores[..., :n, :m] = block.values
 
     clips, captions = (count.to(scores.dtype) for count in block.counts)  # (Bv, Bt)

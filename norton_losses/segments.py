@@ -226,7 +226,7 @@ class Segments:
         """Moved as :meth:`torch.Tensor.to` does; a dtype is that of tokens and embeddings."""
         target = self.tokens.new_empty(0).to(*args, **kwargs)
         if not target.is_floating_point():
-            raise TypeError(f"tokens must stay floating, got {target.dtype}")
+            raise TypeError(f"tokens must stay floating, got {target.dtype}; pass a float dtype")
         device = target.device
         non_blocking, copy = (kwargs.get(name, False) for name in ("non_blocking", "copy"))
 

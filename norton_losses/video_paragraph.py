@@ -191,7 +191,7 @@ def video_paragraph_loss(
         check_group_ids("group_ids", group_ids, (videos,), similarity)
     if not isinstance(temperature, Tensor):
         check_temperature(temperature)
-        temperature = block.values.new_full((), temperature)
+        temperature = block.raw.new_full((), temperature)
     elif temperature.numel() != 1:
         raise ValueError(
             f"temperature must be a single number, got shape {tuple(temperature.shape)}; "
@@ -235,5 +235,5 @@ def _mean_length(block: SimilarityBlock) -> Tensor:
     """Mean number of valid clips and captions in the sequences that are valid on both sides."""
     clips, captions = block.clip_mask.sum(-1), block.caption_mask.sum(-1)
     both = (clips > 0) & (captions > 0)
-    total = ((clips + captions) * both).sum().to(block.values.dtype)
+    total = ((clips + captions) * both).sum().to(block.raw.dtype)
     return total / (2 * both.sum()).clamp(min=1)

@@ -200,14 +200,15 @@ class TestPath:
             assert measure.explain(torch.rand(2, 2, 3, 3)).alignment is None
 
 
+def cosines(video: Segments, text: Segments) -> Tensor:
+    unit = torch.nn.functional.normalize
+    clips, captions = unit(video.embeddings, dim=-1), unit(text.embeddings, dim=-1)
+    return torch.einsum("and,bmd->abnm", clips, captions)
+
+
 class TestOnesOwn:
     def test_a_similarity_is_any_function_of_two_sides(self) -> None:
         batch = make_batch(ragged=True).leaves()
-
-        def cosines(video: Segments, text: Segments) -> Tensor:
-            unit = torch.nn.functional.normalize
-            clips, captions = unit(video.embeddings, dim=-1), unit(text.embeddings, dim=-1)
-            return torch.einsum("and,bmd->abnm", clips, captions)
 
         loss = NortonVideoParagraphLoss(cosines)
         loss(*batch.sides).backward()
@@ -337,12 +338,6 @@ class TestOnesOwn:
         assert loss(torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)).dtype == torch.float32
 
     def test_a_similarity_may_normalise_absent_embeddings(self) -> None:
-        def cosines(video: Segments, text: Segments) -> Tensor:
-            unit = torch.nn.functional.normalize
-            return torch.einsum(
-                "and,bmd->abnm", unit(video.embeddings, dim=-1), unit(text.embeddings, dim=-1)
-            )
-
         tokens = torch.randn(13, 2, 8, requires_grad=True)
         sides = (Segments.from_flat(t, [8, 5]) for t in (tokens, torch.randn(13, 2, 8)))
         NortonVideoParagraphLoss(cosines)(*sides).backward()

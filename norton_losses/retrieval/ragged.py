@@ -83,16 +83,14 @@ def read_ragged(name: str, segment: str, given: Sequences) -> Ragged:
         ragged = _valid_segments(given)
     else:
         tokens, counts, token_mask = flatten_list(name, given)
-        ragged = Ragged(tokens.detach(), counts, token_mask, None)
-        if token_mask is not None:
+        if token_mask is not None and not (kept := token_mask.any(-1)).all():
             sequence = torch.arange(len(counts)).repeat_interleave(counts)
-            kept = token_mask.any(-1)
             counts = sequence[kept.cpu()].bincount(minlength=len(counts))
-            ragged = Ragged(ragged.tokens[kept], counts, token_mask[kept], None)
-    present = ragged.counts
-    if (present == 0).any():
+            tokens, token_mask = tokens[kept], token_mask[kept]
+        ragged = Ragged(tokens.detach(), counts, token_mask, None)
+    if (ragged.counts == 0).any():
         raise ValueError(
-            f"{name}[{int(present.argmin())}] must have one {segment} at least, got none; "
+            f"{name}[{int(ragged.counts.argmin())}] must have one {segment} at least, got none; "
             "leave it out, and its truth"
         )
     for part, mask in ((ragged.tokens, ragged.token_mask), (ragged.embeddings, None)):

@@ -72,7 +72,8 @@ class AbstractSequenceMeasure(nn.Module, ABC):
             )
         if not isinstance(output.score, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
-                f"a measure must give a torch.Tensor, got {type(output.score).__name__}"
+                f"a measure must give a torch.Tensor, got {type(output.score).__name__}; return "
+                "the scores (Bv, Bt)"
             )
         shape = block.raw.shape[:2]
         if output.score.shape != shape:

@@ -154,12 +154,12 @@ class TransportMeasure(AbstractSequenceMeasure):
         self.objective: TransportObjective = objective
 
     def evaluate(self, block: SimilarityBlock) -> MeasureOutput:
-        with full_precision(block.values):
+        with full_precision(block.raw):
             if self.bucket is None:
-                bv, bt, n, m = block.values.shape
+                bv, bt, n, m = block.raw.shape
                 masks = block.clips.expand(bv, bt, n), block.captions.expand(bv, bt, m)
                 problem = TransportProblem.uniform(
-                    block.values, *masks, self.epsilon, score_range=block.bounds
+                    block.raw, *masks, self.epsilon, score_range=block.bounds
                 )
             else:
                 problem = self.bucket(block, self.epsilon)
