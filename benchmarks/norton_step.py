@@ -191,7 +191,7 @@ def our_objectives() -> list[Objective]:
     solver = TorchSinkhorn(naive.STEPS)
     measure = TransportMeasure(0.1, 0.3, solver)
     by_means = NortonVideoParagraphLoss(
-        MeanSimilarity(rescale="minmax"), measure, learnable_temperature=False
+        MeanSimilarity(rescale="minmax"), measure, temperature=0.07, scale_by_length=True
     )
     rectified = ClipCaptionOTLoss(0.3, sinkhorn=solver, normalize=False, temperature=None)
     infonce = ClipCaptionOTLoss(0.0, normalize=False, temperature=None)

@@ -108,7 +108,9 @@ def differentiated(videos: int, length: int) -> Work:
 
 def loss(solver: TorchSinkhorn) -> Callable[[Tensor], Tensor]:
     measure = TransportMeasure(0.1, 0.3, solver)
-    return lambda similarity: video_paragraph_loss(similarity, measure=measure)
+    return lambda similarity: video_paragraph_loss(
+        similarity, measure=measure, temperature=0.07, scale_by_length=True
+    )
 
 
 def unfused(similarity: Tensor) -> Tensor:

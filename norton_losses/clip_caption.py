@@ -93,7 +93,7 @@ class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
         epsilon: float = 1.0,
         sinkhorn: str | AbstractSinkhorn = "auto",
         normalize: bool = True,
-        temperature: float | None = 0.07,
+        temperature: float | None = 0.2,
         learnable_temperature: bool = True,
         chunk_rows: int | None = None,
     ) -> None:

@@ -26,9 +26,10 @@ class NortonLoss(AbstractLoss[NortonOutput]):
     .. math:: L = L_{clip} + \lambda L_{video}
 
     Clip i of video b is paired with caption i of paragraph b, so there are as many of each; the
-    caption may well be late or wrong. The temperatures are parameters of the loss: hand
-    ``loss.parameters()`` to the optimiser beside the model's. ``group_ids`` (B,) are for the
-    video-paragraph term, and a ``logit_scale`` is for a term built with ``temperature=None``.
+    caption may well be late or wrong. The temperature of the clip-caption term is a parameter of
+    the loss: hand ``loss.parameters()`` to the optimiser beside the model's. ``group_ids`` (B,)
+    are for the video-paragraph term, and a ``logit_scale`` is for a term built with
+    ``temperature=None``.
 
     Args:
         video_paragraph: None means :class:`~norton_losses.NortonVideoParagraphLoss` with its
@@ -55,7 +56,7 @@ class NortonLoss(AbstractLoss[NortonOutput]):
         video_paragraph: NortonVideoParagraphLoss | None = None,
         clip_caption: ClipCaptionOTLoss | None = None,
         *,
-        weight: float = 0.3,
+        weight: float = 1.0,
     ) -> None:
         super().__init__()
         check_not_negative("weight", weight)
@@ -109,7 +110,7 @@ class NortonLoss(AbstractLoss[NortonOutput]):
         )
         measure = TransportMeasure(epsilon, prompt_ratio, solver)
         return cls(
-            NortonVideoParagraphLoss(similarity, measure, learnable_temperature=False),
+            NortonVideoParagraphLoss(similarity, measure, temperature=0.07, scale_by_length=True),
             ClipCaptionOTLoss(beta, sinkhorn=solver, normalize=False, temperature=None),
             weight=weight,
         )
@@ -138,8 +139,14 @@ class NortonLoss(AbstractLoss[NortonOutput]):
         similarity = SoftMaximumSimilarity(alpha, pooled_weight=0.0, exponential="sum")
         measure = TransportMeasure(epsilon, prompt_ratio, solver, conserve_mass=False)
         return cls(
-            NortonVideoParagraphLoss(similarity, measure),
-            ClipCaptionOTLoss(beta, sinkhorn=solver, normalize=False),
+            NortonVideoParagraphLoss(
+                similarity,
+                measure,
+                temperature=0.07,
+                learnable_temperature=True,
+                scale_by_length=True,
+            ),
+            ClipCaptionOTLoss(beta, sinkhorn=solver, normalize=False, temperature=0.07),
             weight=weight,
         )
 

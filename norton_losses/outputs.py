@@ -145,7 +145,7 @@ class ClipCaptionOutput:
             >>> import torch
             >>> from norton_losses import ClipCaptionOTLoss
             >>> clips = torch.eye(3)[[0, 0, 2]]             # clips 0 and 1 are the same
-            >>> numbers = ClipCaptionOTLoss().explain(clips, clips).diagnostics()
+            >>> numbers = ClipCaptionOTLoss(temperature=0.05).explain(clips, clips).diagnostics()
             >>> round(numbers["faulty_negative_mass"], 3)
             0.333
         """

@@ -32,13 +32,12 @@ from norton_losses.token_similarity import as_similarity
 class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
     r"""Contrasts whole videos with whole paragraphs, whose clips and captions transport realigns.
 
-    .. math:: L_{video} = -\frac1B \sum_b \big[ \log \mathrm{softmax}_c(L A_{bc} / \tau)_b
-              + \log \mathrm{softmax}_c(L A_{cb} / \tau)_b \big],
+    .. math:: L_{video} = -\frac1B \sum_b \big[ \log \mathrm{softmax}_c(A_{bc} / \tau)_b
+              + \log \mathrm{softmax}_c(A_{cb} / \tau)_b \big],
               \quad A = \langle Q, S \rangle / \sum Q
 
     Clips and captions that come early or late are matched by the transport plan Q, those that match
     nothing go to the prompt bucket, and frames and words meet in the soft-maximum similarity S.
-    L is the mean number of valid clips and captions of a sequence, one number for the batch.
 
     Args:
         similarity: from both sides to S (Bv, Bt, N, M); None means
@@ -47,10 +46,13 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
         measure: from S to A (Bv, Bt), a mean per match; None means
             :class:`~norton_losses.TransportMeasure` with its defaults. One of your own is any
             function of similarity, clip mask and caption mask.
-        temperature: the start of tau, in [0.01, 1]; None means 1, and lets ``forward`` take a
+        temperature: tau, or its start, in [0.01, 1]; None means 1, and lets ``forward`` take a
             ``logit_scale`` from outside.
         learnable_temperature: whether tau is trained: then hand ``loss.parameters()`` to the
             optimiser.
+        scale_by_length: multiply the logits by L, the mean number of valid clips and captions of
+            the sequences that are valid on both sides, one number for the batch, as the authors'
+            code does. Long videos then have sharp logits; the default is the same over lengths.
 
     Raises:
         ValueError: a temperature out of range.
@@ -74,8 +76,9 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
         similarity: AbstractSimilarity | SimilarityFunction | None = None,
         measure: AbstractSequenceMeasure | MeasureFunction | None = None,
         *,
-        temperature: float | None = 0.07,
-        learnable_temperature: bool = True,
+        temperature: float | None = 0.1,
+        learnable_temperature: bool = False,
+        scale_by_length: bool = False,
     ) -> None:
         super().__init__(temperature, learnable_temperature)
         if isinstance(similarity, AbstractSequenceMeasure):
@@ -85,6 +88,7 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
             )
         self.similarity = as_similarity(similarity)
         self.measure = _read_measure(measure)
+        self.scale_by_length = scale_by_length
 
     def check(self, inputs: LossInputs) -> None:
         self.check_logit_scale(inputs.logit_scale)
@@ -94,7 +98,8 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
 
     def evaluate(self, inputs: LossInputs) -> VideoParagraphOutput:
         block = self.similarity.between(inputs.video, inputs.text)
-        return _contrast_videos(block, self.measure, self.scale(inputs), inputs.group_ids)
+        scale = self.scale(inputs)
+        return _contrast_videos(block, self.measure, scale, inputs.group_ids, self.scale_by_length)
 
     def score(
         self,
@@ -138,6 +143,9 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
         present = video.mask.any(-1)[:, None] & text.mask.any(-1)
         return scores.masked_fill(~present, -torch.inf)
 
+    def extra_repr(self) -> str:
+        return f"scale_by_length={self.scale_by_length}"
+
 
 def video_paragraph_loss(
     similarity: Tensor,
@@ -146,7 +154,8 @@ def video_paragraph_loss(
     caption_mask: Tensor | None = None,
     group_ids: Tensor | None = None,
     measure: AbstractSequenceMeasure | MeasureFunction | None = None,
-    temperature: float | Tensor = 0.07,
+    temperature: float | Tensor = 0.1,
+    scale_by_length: bool = False,
 ) -> Tensor:
     """The loss of :class:`NortonVideoParagraphLoss` from similarities that a model already has.
 
@@ -159,6 +168,7 @@ def video_paragraph_loss(
             are not each other's negatives.
         measure: as of :class:`NortonVideoParagraphLoss`.
         temperature: tau in [0.01, 1]. A tensor's range is not read: the GPU would have to wait.
+        scale_by_length: as of :class:`NortonVideoParagraphLoss`.
 
     Returns:
         (), float32 or wider; 0 with zero gradients where no sequence is valid on both sides.
@@ -199,7 +209,8 @@ def video_paragraph_loss(
         )
     measure = _read_measure(measure)
     with full_precision(similarity):
-        return _contrast_videos(block, measure, 1 / temperature.reshape(()), group_ids).loss
+        scale = 1 / temperature.reshape(())
+        return _contrast_videos(block, measure, scale, group_ids, scale_by_length).loss
 
 
 def _read_measure(
@@ -219,6 +230,7 @@ def _contrast_videos(
     measure: AbstractSequenceMeasure,
     scale: Tensor,
     group_ids: Tensor | None,
+    scale_by_length: bool,
 ) -> VideoParagraphOutput:
     """Eq. (4), from similarities whose masks are those of sequences."""
     measured = measure.evaluate_checked(block)
@@ -226,7 +238,9 @@ def _contrast_videos(
     candidates = videos[:, None] & paragraphs[None, :]
     if group_ids is not None:
         candidates = candidates & ~Groups.of(group_ids).duplicates()
-    logits = measured.score * _mean_length(block) * scale
+    logits = measured.score * scale
+    if scale_by_length:
+        logits = logits * _mean_length(block)
     loss = contrast(logits, None, videos & paragraphs, candidates)
     return VideoParagraphOutput(loss, block, measured, logits.detach(), 1 / scale.detach())
 

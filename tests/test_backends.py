@@ -350,7 +350,7 @@ class TestLearnableBucket:
         optimizer = torch.optim.Adam(measure.parameters(), lr=0.02)
 
         def loss(seed: int) -> Tensor:
-            return video_paragraph_loss(planted(seed), measure=measure, temperature=0.2)
+            return video_paragraph_loss(planted(seed), measure=measure, temperature=1 / 30)
 
         before = loss(1000).item()
         for step in range(60):

@@ -125,7 +125,9 @@ def test_video_paragraph(name: str) -> None:
     measure = TransportMeasure(0.1, 0.3, solver)
 
     def ours(similarity: Tensor) -> Tensor:
-        return video_paragraph_loss(similarity, measure=measure)
+        return video_paragraph_loss(
+            similarity, measure=measure, temperature=0.07, scale_by_length=True
+        )
 
     def theirs(similarity: Tensor) -> Tensor:
         return naive.video_paragraph(scores(similarity), similarity.shape[-1])

@@ -19,7 +19,7 @@ def pairs(count: int = 6, width: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
 def test_value_is_the_definition() -> None:
     clips, captions = pairs()
     loss = ClipCaptionOTLoss(0.3, epsilon=2.0)
-    logits = naive.unit(clips.numpy()) @ naive.unit(captions.numpy()).T / 0.07
+    logits = naive.unit(clips.numpy()) @ naive.unit(captions.numpy()).T / 0.2
     uniform = np.full(6, 1 / 6)
     plan = naive.sinkhorn(logits, uniform, uniform, 2.0, 50)
     targets = 0.7 * np.eye(6) + 0.3 * 6 * plan

@@ -123,6 +123,10 @@ class TestPresets:
         assert measure.bucket.ratio == 0.4
         assert (loss.clip_caption.beta, loss.clip_caption.epsilon) == (0.1, 1.0)
         assert not loss.clip_caption.normalize
+        assert loss.video_paragraph.temperature is not None
+        assert loss.video_paragraph.temperature().item() == pytest.approx(0.07)
+        assert loss.video_paragraph.scale_by_length
+        assert loss.clip_caption.temperature is None
         assert not list(loss.parameters())
         assert loss.weight == 0.1
 
@@ -135,8 +139,20 @@ class TestPresets:
         assert not similarity.count_padding
         assert (measure.epsilon, measure.conserve_mass) == (0.1, False)
         assert not loss.clip_caption.normalize
+        for term in (loss.video_paragraph, loss.clip_caption):
+            assert term.temperature is not None
+            assert term.temperature().item() == pytest.approx(0.07)
+        assert loss.video_paragraph.scale_by_length
         assert len(list(loss.parameters())) == 2
         assert loss.weight == 0.1
+
+    def test_default(self) -> None:
+        loss = NortonLoss()
+        assert loss.weight == 1
+        assert loss.clip_caption.temperature is not None
+        assert loss.clip_caption.temperature().item() == pytest.approx(0.2)
+        assert not loss.video_paragraph.scale_by_length
+        assert len(list(loss.parameters())) == 1
 
 
 class TestAsModule:
@@ -147,13 +163,17 @@ class TestAsModule:
             assert forward.parameters == explain.parameters
 
     def test_temperatures_register(self) -> None:
-        assert [name for name, _ in NortonLoss().named_parameters()] == [
-            "video_paragraph.temperature.log_scale",
-            "clip_caption.temperature.log_scale",
+        of_pairs = "clip_caption.temperature.log_scale"
+        of_sequences = "video_paragraph.temperature.log_scale"
+        assert [name for name, _ in NortonLoss().named_parameters()] == [of_pairs]
+        assert {of_pairs, of_sequences} <= set(NortonLoss().state_dict())
+        assert [name for name, _ in NortonLoss.paper().named_parameters()] == [
+            of_sequences,
+            of_pairs,
         ]
 
     def test_a_step_of_an_optimiser_moves_the_temperatures(self) -> None:
-        batch, loss = make_batch(), NortonLoss()
+        batch, loss = make_batch(), NortonLoss.paper()
         optimizer = torch.optim.Adam(loss.parameters(), lr=0.01)
         before = [p.item() for p in loss.parameters()]
         loss(*batch.tokens).backward()
@@ -302,7 +322,7 @@ def test_trains_a_linear_tower_to_align() -> None:
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()
-    assert losses[-1] < 0.3 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     ranking = loss.score(tower(clips), captions).argmax(1)
     assert torch.equal(ranking, torch.arange(8))
 

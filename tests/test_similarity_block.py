@@ -278,7 +278,7 @@ class TestOnesOwn:
             def forward(self, similarity: Tensor, *masks: Tensor) -> Tensor:
                 return self.scale * similarity.mean((-2, -1))
 
-        loss = NortonVideoParagraphLoss(Bilinear(), Best())
+        loss = NortonVideoParagraphLoss(Bilinear(), Best(), learnable_temperature=True)
         loss(*make_batch().tokens).backward()
         gradients = {name: p.grad for name, p in loss.named_parameters()}
         assert len(gradients) == 3

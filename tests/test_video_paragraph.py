@@ -53,25 +53,55 @@ def explained_by_loops(batch: Batch, loss: NortonVideoParagraphLoss) -> float:
             for a in range(size)
         ]
     )
-    mean_length = (clips.sum() + captions.sum()) / (2 * size)
-    return naive.cross_entropy(scores * mean_length / 0.07, np.eye(size))
+    factor = (clips.sum() + captions.sum()) / (2 * size) if loss.scale_by_length else 1
+    return naive.cross_entropy(scores * factor / loss.temperature().item(), np.eye(size))
 
 
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize(("clips", "captions"), [(4, 4), (5, 3), (1, 4)])
-def test_value_is_the_definition(ragged: bool, clips: int, captions: int) -> None:
+@pytest.mark.parametrize("scale_by_length", [False, True])
+def test_value_is_the_definition(
+    ragged: bool, clips: int, captions: int, scale_by_length: bool
+) -> None:
     batch = make_batch(3, clips, captions, ragged=ragged and clips > 1)
-    loss = NortonVideoParagraphLoss()
+    loss = NortonVideoParagraphLoss(scale_by_length=scale_by_length)
     actual = loss(*batch.sides)
     assert actual.item() == pytest.approx(explained_by_loops(batch, loss), rel=1e-6)
+
+
+def test_defaults() -> None:
+    loss = NortonVideoParagraphLoss()
+    assert loss.temperature is not None
+    assert loss.temperature().item() == pytest.approx(0.1)
+    assert not loss.scale_by_length
+    assert not list(loss.parameters())
+
+
+def test_length_is_that_of_sequences_valid_on_both_sides() -> None:
+    batch = make_batch(3)
+    batch.clip_mask[0, 2:] = False  # 2 clips, 4 captions
+    batch.caption_mask[1, 1:] = False  # 4 clips, 1 caption
+    batch.caption_mask[2] = False  # 4 clips, no captions: a negative, and of no length
+    plain, scaled = (
+        NortonVideoParagraphLoss(scale_by_length=by_length).explain(*batch.sides)
+        for by_length in (False, True)
+    )
+    torch.testing.assert_close(scaled.logits, (2 + 4 + 4 + 1) / 4 * plain.logits)
+    of_function = video_paragraph_loss(
+        plain.similarity,
+        clip_mask=batch.clips_present,
+        caption_mask=batch.captions_present,
+        scale_by_length=True,
+    )
+    torch.testing.assert_close(of_function, scaled.loss)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "loss",
     [
-        NortonVideoParagraphLoss(measure=ENTROPIC, temperature=0.5),
-        NortonVideoParagraphLoss(MaxSimilarity(), ENTROPIC, temperature=0.5),
+        NortonVideoParagraphLoss(measure=ENTROPIC, temperature=0.5, learnable_temperature=True),
+        NortonVideoParagraphLoss(MaxSimilarity(), ENTROPIC, temperature=0.5, scale_by_length=True),
         NortonVideoParagraphLoss(MeanSimilarity(), CaptionAverage(), temperature=0.5),
         NortonVideoParagraphLoss(SoftMaximumSimilarity(rescale="minmax"), CaptionAverage()),
     ],
@@ -81,7 +111,7 @@ def test_gradcheck(loss: NortonVideoParagraphLoss) -> None:
     batch = make_batch(2, 2, 3, frames=2, words=2, width=3, ragged=True).leaves()
     loss = loss.double()
     assert torch.autograd.gradcheck(
-        lambda v, t, _: loss(*batch.sides_of(v, t)), (*batch.tokens, loss.temperature.log_scale)
+        lambda v, t, *_: loss(*batch.sides_of(v, t)), (*batch.tokens, *loss.parameters())
     )
 
 
@@ -89,7 +119,7 @@ def test_gradcheck(loss: NortonVideoParagraphLoss) -> None:
 def test_gradient_with_the_plan_held_fixed(conserve_mass: bool) -> None:
     batch = make_batch(2, 3, 3, ragged=True).leaves()
     measure = TransportMeasure(conserve_mass=conserve_mass)
-    loss = NortonVideoParagraphLoss(measure=measure, learnable_temperature=False).double()
+    loss = NortonVideoParagraphLoss(measure=measure).double()
     out = loss.explain(*batch.sides)
     assert out.plan is not None
     core = out.plan.core
@@ -99,7 +129,7 @@ def test_gradient_with_the_plan_held_fixed(conserve_mass: bool) -> None:
         def forward(self, similarity, clip_mask, caption_mask):
             return (weights * similarity).sum((-2, -1))
 
-    frozen = NortonVideoParagraphLoss(measure=Frozen(), learnable_temperature=False).double()
+    frozen = NortonVideoParagraphLoss(measure=Frozen()).double()
     expected = torch.autograd.grad(frozen(*batch.sides), batch.tokens)
     for ours, theirs in zip(torch.autograd.grad(out.loss, batch.tokens), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -117,7 +147,7 @@ def test_a_gradient_step_lowers_the_loss() -> None:
 
 def test_module_is_the_function_of_its_similarity() -> None:
     batch = make_batch(ragged=True)
-    loss = NortonVideoParagraphLoss(temperature=0.1)
+    loss = NortonVideoParagraphLoss(temperature=0.3)
     out = loss.explain(*batch.sides)
     value = video_paragraph_loss(
         out.similarity,
@@ -182,11 +212,11 @@ def test_a_video_without_paragraph_is_still_a_negative() -> None:
 def test_nothing_valid_gives_zero_on_the_graph() -> None:
     batch = make_batch().leaves()
     batch.frame_mask[:] = False
-    loss = NortonVideoParagraphLoss()
+    loss = NortonVideoParagraphLoss(learnable_temperature=True, scale_by_length=True)
     value = loss(*batch.sides)
     value.backward()
     assert value.item() == 0
-    for leaf in (*batch.tokens, loss.temperature.log_scale):
+    for leaf in (*batch.tokens, *loss.parameters()):
         assert leaf.grad is not None
         assert not leaf.grad.any()
 
@@ -331,7 +361,7 @@ class TestScore:
 
     def test_is_the_measure_without_length_or_temperature(self) -> None:
         batch = make_batch(3)
-        loss = NortonVideoParagraphLoss()
+        loss = NortonVideoParagraphLoss(scale_by_length=True)
         out = loss.explain(*batch.tokens)
         assert out.bucket_value is not None
         fixed = loss.score(*batch.tokens, bucket_value=out.bucket_value.item())

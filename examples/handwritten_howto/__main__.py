@@ -1,6 +1,6 @@
 """Train the three objectives, print the table, draw the picture.
 
-``python -m examples.handwritten_howto --help`` lists seeds, steps, temperature and sizes.
+``python -m examples.handwritten_howto --help`` lists seeds, steps and sizes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from examples.handwritten_howto.picture import draw_alignment, first_shifted
 from examples.handwritten_howto.training import OBJECTIVES, train
 from norton_losses import NortonLoss, __version__
 
-_SETTINGS = ("seeds", "steps", "temperature", "videos", "held_out")
+_SETTINGS = ("seeds", "steps", "videos", "held_out")
 COLUMNS = (*OBJECTIVES, "NortonLoss − InfoNCE")
 HELD_OUT_NOISE = Noise(shifted_videos=0.0, irrelevant_captions=0.0)  # background clips stay
 
@@ -46,7 +46,6 @@ def main(arguments: list[str] | None = None) -> None:
                     corpus,
                     seed=seed,
                     steps=options.steps,
-                    temperature=options.temperature,
                     on_step=lambda _: bar.update(),
                 )
                 hits[name].append(evaluate(towers, held_out))
@@ -83,8 +82,7 @@ def _cell(values: np.ndarray, rng: np.random.Generator, sign: str = "") -> str:
 def _print(table: list[dict[str, object]], options: argparse.Namespace, seconds: float) -> None:
     print(
         f"\nR@1 in % on {options.held_out} held-out videos, {options.seeds} seeds, "
-        f"{options.steps} steps each from temperature {options.temperature}; 95 % bootstrap "
-        "interval over seeds and videos.\n"
+        f"{options.steps} steps each; 95 % bootstrap interval over seeds and videos.\n"
         "Each video ranks all paragraphs; 'background': with clips of nothing left in.\n"
     )
     for name, cells in [("measure", COLUMNS), *((row["measure"], row["cells"]) for row in table)]:
@@ -120,7 +118,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--temperature", type=float, default=0.2, help="start of every one")
     parser.add_argument("--videos", type=int, default=2000, help="of the training corpus")
     parser.add_argument("--held-out", type=int, default=300, help="of the held-out corpus")
     parser.add_argument("--output", type=Path, default=Path(), help="folder of alignment.png")

@@ -8,17 +8,13 @@ import torch
 
 from examples.handwritten_howto.corpus import Corpus
 from examples.handwritten_howto.towers import Towers
-from norton_losses import ClipCaptionOTLoss, NortonLoss, NortonVideoParagraphLoss
+from norton_losses import ClipCaptionOTLoss, NortonLoss
 
-# Name, and what builds the loss at a starting temperature, the same for every contrast in it.
-# InfoNCE is the clip-caption loss with hard targets.
-OBJECTIVES: dict[str, Callable[[float], ClipCaptionOTLoss | NortonLoss]] = {
-    "InfoNCE": lambda temperature: ClipCaptionOTLoss(beta=0.0, temperature=temperature),
-    "ClipCaptionOTLoss": lambda temperature: ClipCaptionOTLoss(temperature=temperature),
-    "NortonLoss": lambda temperature: NortonLoss(
-        NortonVideoParagraphLoss(temperature=temperature),
-        ClipCaptionOTLoss(temperature=temperature),
-    ),
+# Name, and what builds the loss. InfoNCE is the clip-caption loss with hard targets.
+OBJECTIVES: dict[str, Callable[[], ClipCaptionOTLoss | NortonLoss]] = {
+    "InfoNCE": lambda: ClipCaptionOTLoss(beta=0.0),
+    "ClipCaptionOTLoss": ClipCaptionOTLoss,
+    "NortonLoss": NortonLoss,
 }
 
 
@@ -28,16 +24,15 @@ def train(
     *,
     seed: int,
     steps: int,
-    temperature: float = 0.2,
     batch_videos: int = 16,
     learning_rate: float = 1e-3,
     on_step: Callable[[float], object] = lambda loss: None,
 ) -> tuple[Towers, ClipCaptionOTLoss | NortonLoss]:
     """Towers trained from scratch. A seed fixes weights and batches alike for every objective."""
     torch.manual_seed(seed)
-    towers, loss = Towers(), OBJECTIVES[objective](temperature)
+    towers, loss = Towers(), OBJECTIVES[objective]()
     batches = torch.Generator().manual_seed(seed)
-    # The temperatures live in the loss.
+    # The temperature lives in the loss.
     optimizer = torch.optim.Adam([*towers.parameters(), *loss.parameters()], lr=learning_rate)
     for _ in range(steps):
         batch = corpus[torch.randint(len(corpus), (batch_videos,), generator=batches)]
