@@ -1,60 +1,70 @@
-"""The handwritten how-to corpus: narrated videos made of real scans, with noise of known kind.
+"""The handwritten how-to corpus, version 2: narrated videos of real scans, and noise of known kind.
 
-A *video* is a recipe of N steps, a *step* is a set of digits. Its *clip* shows frames: some are
-scans of the step's digits, the others distractors (a scan whose pixels are shuffled, or a stray
-digit). Its *caption* is a sentence: the names of the step's digits among filler words. Then comes
-the noise that long narrated videos have, at rates that `Noise` names, and every corpus remembers
-what each clip and caption is really about.
-
-The scans are the 1,797 handwritten digits (8 x 8 pixels) that scikit-learn ships. The training
-corpus and the test corpus use different scans.
+A *step* is a set of three digits, one of 120. A *recipe* is 12 to 16 steps, some of them more than
+once, that use eight of the ten digits. A *video* shows its recipe, a clip a step: frames, scans of
+the step's digits among distractors. Its *paragraph* tells the recipe, a caption a step: a sentence
+with the digits' names among filler words. Then comes the noise that long narrated videos have, at
+rates that `Noise` names, and a corpus remembers what each clip and each caption is about.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
-DIGITS = 10
+from examples.handwritten_howto.scans import DIGITS, NOTHING, Split, draw_scans
+
+MAX_STEPS, MIN_STEPS = 16, 12
+FRAMES, WORDS = 6, 8  # at most, of a clip and of a caption
 FILLERS = 30
 VOCABULARY = 1 + DIGITS + FILLERS  # word 0 is padding, then the digits' names, then fillers
-NOTHING = -1  # the step of a clip or caption that shows or tells none
+STEPS = np.array(list(combinations(range(DIGITS), 3)))  # (120, 3)
 
 _NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-_TEST_SHARE = 1 / 3
+_LARGEST_JUMP = 4  # beside a drift of one step, so that no caption is off by more than five
+# How often each step is cooked: a few are everywhere and most are rare, as in real kitchens.
+_POPULARITY = np.random.default_rng(0).permutation((1.0 + np.arange(len(STEPS))) ** -0.7)
 
 
 @dataclass(frozen=True)
 class Noise:
-    """How far narration and footage part, as shares between 0 and 1 but for `max_shift`.
+    """How far narration and footage part, as shares between 0 and 1.
 
-    The defaults are those of training: half of the videos are narrated early or late.
+    The defaults are those of training.
     """
 
-    shifted_videos: float = 0.5
-    max_shift: int = 2  # steps by which a shifted video's captions come early or late, at most
-    irrelevant_captions: float = 0.3  # sentences of fillers only
-    irrelevant_clips: float = 0.3  # footage of distractors only, though its step is narrated
+    shifted_videos: float = 0.5  # narration drifts by a step, and jumps by up to four more
+    swapped_steps: float = 0.25  # pairs of steps, 1 and 2, 3 and 4, told in the other order
+    off_topic_captions: float = 0.3  # sentences about something that the video never shows
+    off_topic_clips: float = 0.3  # footage of something that the paragraph never tells
     distractor_frames: float = 0.4  # share of a clip's frames that show none of its digits
     filler_words: float = 0.4  # share of a caption's words that name none of its digits
+
+    @classmethod
+    def none(cls) -> Noise:
+        return cls(*(0.0 for _ in fields(cls)))
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """B videos of N clips (at most F frames each), and their N captions (at most W words each)."""
+    """B videos of N clips (at most F frames each), and their N captions (at most W words each).
+
+    A sequence has 12 to 16 valid entries, the same number on both sides.
+    """
 
     frames: Tensor  # (B, N, F, 8, 8), float in [0, 1]
+    frame_digit: Tensor  # (B, N, F), the digit that a frame shows, NOTHING of a distractor
     frame_mask: Tensor  # (B, N, F), bool
     words: Tensor  # (B, N, W), int64, 0 where padded
-    word_mask: Tensor  # (B, N, W), bool
-    clip_step: Tensor  # (B, N), the step that a clip shows, or NOTHING
-    caption_step: Tensor  # (B, N), the step that a caption tells, or NOTHING
-    recipe: Tensor  # (B, N, 10), bool, the digits of each step
+    clip_step: Tensor  # (B, N), the row of STEPS that a clip shows, NOTHING where padded
+    caption_step: Tensor  # (B, N), the row of STEPS that a caption tells
+    clip_place: Tensor  # (B, N), where in its recipe the step stands, NOTHING where off topic
+    caption_place: Tensor  # (B, N)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -64,22 +74,32 @@ class Corpus:
         return Corpus(*(getattr(self, field.name)[videos] for field in fields(self)))
 
     @property
+    def word_mask(self) -> Tensor:
+        return self.words != 0
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,), the number of clips, and of captions."""
+        return (self.clip_step != NOTHING).sum(1)
+
+    @property
     def truth(self) -> Tensor:
-        """(B, N, N), bool: clip i shows the step that caption j tells."""
+        """(B, N, N), bool: clip i shows the step that caption j tells, both of them on topic."""
         same = self.clip_step[:, :, None] == self.caption_step[:, None, :]
-        return same & (self.clip_step != NOTHING)[:, :, None]
+        on_topic = (self.clip_place != NOTHING)[:, :, None] & (self.caption_place != NOTHING)[
+            :, None
+        ]
+        return same & on_topic
 
 
 def make_corpus(
     videos: int,
-    split: Literal["train", "test"],
+    split: Split,
     *,
     noise: Noise | None = None,
     seed: int = 0,
-    steps: int = 8,
-    digits: int = 3,
-    max_frames: int = 6,
-    max_words: int = 8,
+    order: Literal["cooked", "shuffled"] = "cooked",
+    replaced_steps: float = 0.0,
 ) -> Corpus:
     """Draw a corpus; the same arguments give the same corpus.
 
@@ -87,50 +107,42 @@ def make_corpus(
         videos: how many.
         split: whose scans to show.
         noise: None means `Noise()`.
-        seed: of everything random.
-        steps: N, clips and captions of a video.
-        digits: different digits of a step.
-        max_frames: F; a clip has `max_frames - 2` to `max_frames`.
-        max_words: W; a caption has `max_words - 3` to `max_words`.
+        seed: of everything random; the recipes and the footage depend on nothing but it, `videos`,
+            `split` and the noise of footage.
+        order: of the narration. Shuffled paragraphs tell the same steps in random order, so that
+            order helps nobody.
+        replaced_steps: share of a recipe's steps that the paragraph replaces by others of the same
+            eight digits. Such a paragraph almost fits: a distractor, whose captions and clips are
+            no pairs.
     """
     noise = noise or Noise()
-    rng = np.random.default_rng([seed, split == "test"])
-    scans = _Scans(split, rng)
-    recipe = np.argsort(rng.random((videos, steps, DIGITS)), axis=-1) < digits
-    shift = rng.integers(1, noise.max_shift + 1, videos) * rng.choice([-1, 1], videos)
-    shift = np.where(rng.random(videos) < noise.shifted_videos, shift, 0)
+    cooks, films, tells = (np.random.default_rng([seed, part, len(split)]) for part in range(3))
+    recipe, spares, digits = _draw_recipes(cooks, videos)
+    length = (recipe != NOTHING).sum(1)
+    valid = np.arange(MAX_STEPS) < length[:, None]
 
-    slots = np.arange(steps)
-    clip_step = np.where(rng.random((videos, steps)) < noise.irrelevant_clips, NOTHING, slots)
-    told = slots - shift[:, None]  # a positive shift: the caption comes late
-    told = np.where((told >= 0) & (told < steps), told, NOTHING)
-    irrelevant = rng.random((videos, steps)) < noise.irrelevant_captions
-    caption_step = np.where(irrelevant, NOTHING, told)
+    slots = np.broadcast_to(np.arange(MAX_STEPS), recipe.shape)
+    off_topic = films.random(recipe.shape) < noise.off_topic_clips
+    clip_place = np.where(valid & ~off_topic, slots, NOTHING)
+    clip_step = _steps_at(clip_place, recipe, _off_topic_steps(films, digits, 0), valid)
 
-    frames = np.zeros((videos, steps, max_frames, 8, 8), dtype=np.float32)
-    frame_mask = np.zeros((videos, steps, max_frames), dtype=bool)
-    words = np.zeros((videos, steps, max_words), dtype=np.int64)
-    for b, i in np.ndindex(videos, steps):
-        frame_count = int(rng.integers(max_frames - 2, max_frames + 1))
-        word_count = int(rng.integers(max_words - 3, max_words + 1))
-        shown = _fill(
-            rng, _digits_of(recipe[b], int(clip_step[b, i])), frame_count, noise.distractor_frames
-        )
-        named = _fill(
-            rng, _digits_of(recipe[b], int(caption_step[b, i])), word_count, noise.filler_words
-        )
-        frames[b, i, :frame_count] = [scans.frame(digit) for digit in shown]
-        frame_mask[b, i, :frame_count] = True
-        words[b, i, :word_count] = [_word(rng, digit) for digit in named]
-    return Corpus(
-        torch.from_numpy(frames),
-        torch.from_numpy(frame_mask),
-        torch.from_numpy(words),
-        torch.from_numpy(words != 0),
-        torch.from_numpy(clip_step),
-        torch.from_numpy(caption_step),
-        torch.from_numpy(recipe),
-    )
+    told = _narrate(tells, length, noise, order)
+    off_topic = tells.random(recipe.shape) < noise.off_topic_captions
+    caption_place = np.where(valid & ~off_topic, told, NOTHING)
+    if replaced_steps:
+        turn = np.where(valid, tells.random(recipe.shape), 2.0).argsort(1).argsort(1)
+        replaced = turn < np.ceil(replaced_steps * length)[:, None]
+        recipe = np.where(replaced, spares, recipe)
+    caption_step = _steps_at(caption_place, recipe, _off_topic_steps(tells, digits, 1), valid)
+
+    frame_digit, frame_mask = _fill(films, clip_step, FRAMES, 2, noise.distractor_frames)
+    named, word_mask = _fill(tells, caption_step, WORDS, 3, noise.filler_words)
+    fillers = 1 + DIGITS + tells.integers(FILLERS, size=named.shape)
+    words = np.where(named == NOTHING, fillers, 1 + named) * word_mask
+    frames = draw_scans(split, frame_digit, films) * frame_mask[..., None, None]
+    arrays = (frames, np.where(frame_mask, frame_digit, NOTHING), frame_mask, words)
+    labels = (clip_step, caption_step, clip_place, caption_place)
+    return Corpus(*map(torch.from_numpy, (*arrays, *labels)))
 
 
 def sentence(words: Tensor) -> str:
@@ -139,40 +151,81 @@ def sentence(words: Tensor) -> str:
     return " ".join(names.get(word, "·") for word in words.tolist() if word != 0)
 
 
-class _Scans:
-    """Real scans of one split, drawn by digit, and distractors made of them."""
-
-    def __init__(self, split: str, rng: np.random.Generator) -> None:
-        pixels, digits = load_digits(return_X_y=True)
-        # The scans are stored in the order of their writers: cut once, and the hands differ too.
-        cut = round(len(digits) * (1 - _TEST_SHARE))
-        part = slice(0, cut) if split == "train" else slice(cut, None)
-        images = np.reshape(pixels, (-1, 8, 8))[part] / 16
-        self._by_digit = [images[digits[part] == digit] for digit in range(DIGITS)]
-        self._rng = rng
-
-    def frame(self, digit: int) -> np.ndarray:
-        """A scan of `digit`; of NOTHING, a stray digit, or a scan with its pixels shuffled."""
-        stray = digit == NOTHING
-        scan = self._rng.choice(self._by_digit[self._rng.integers(DIGITS) if stray else digit])
-        if stray and self._rng.random() < 0.5:
-            return self._rng.permutation(scan.ravel()).reshape(scan.shape)
-        return scan
+def _draw_recipes(
+    rng: np.random.Generator, videos: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Recipes (B, N) of rows of STEPS, as many spare steps, and the digits (B, 10), unused last."""
+    digits = rng.permuted(np.tile(np.arange(DIGITS), (videos, 1)), axis=1)
+    usable = ~(STEPS[None, :, :, None] == digits[:, None, None, -2:]).any((2, 3))  # (B, 120)
+    chance = np.cumsum(usable * _POPULARITY, axis=1)
+    drawn = rng.random((videos, 2 * MAX_STEPS)) * chance[:, -1:]
+    steps = (drawn[:, :, None] >= chance[:, None]).sum(2)
+    length = rng.integers(MIN_STEPS, MAX_STEPS + 1, videos)
+    recipe, spares = np.split(steps, 2, axis=1)
+    padded = np.arange(MAX_STEPS) >= length[:, None]
+    return np.where(padded, NOTHING, recipe), spares, digits
 
 
-def _digits_of(recipe: np.ndarray, step: int) -> np.ndarray:
-    return np.flatnonzero(recipe[step]) if step != NOTHING else np.empty(0, dtype=np.int64)
+def _off_topic_steps(rng: np.random.Generator, digits: np.ndarray, side: int) -> np.ndarray:
+    """(B, N) rows of STEPS with two digits of the recipe and one that it never uses.
+
+    Clips and captions miss another digit, so that no off-topic caption fits an off-topic clip.
+    """
+    videos = len(digits)
+    two = rng.random((videos, MAX_STEPS, DIGITS - 2)).argsort(-1)[..., :2]
+    used = np.take_along_axis(digits[:, None], two, axis=-1)
+    unused = np.broadcast_to(digits[:, None, DIGITS - 2 + side, None], (videos, MAX_STEPS, 1))
+    wanted = np.sort(np.concatenate([used, unused], axis=-1), axis=-1)
+    return (wanted[:, :, None] == STEPS).all(-1).argmax(-1)
 
 
-def _fill(rng: np.random.Generator, digits: np.ndarray, count: int, noise: float) -> np.ndarray:
-    """`count` entries in random order: every digit once, then NOTHING or a digit once more."""
-    if len(digits) == 0:
-        return np.full(count, NOTHING)
-    room = max(count - len(digits), 0)
-    empty = min(rng.binomial(count, noise), room)
-    entries = [digits[:count], np.full(empty, NOTHING), rng.choice(digits, room - empty)]
-    return rng.permutation(np.concatenate(entries))
+def _narrate(rng: np.random.Generator, length: np.ndarray, noise: Noise, order: str) -> np.ndarray:
+    """(B, N): the place of the recipe that is told at each slot, NOTHING before and after it."""
+    videos = len(length)
+    slots = np.arange(MAX_STEPS)
+    valid = slots < length[:, None]
+    if order == "shuffled":
+        sequence = np.where(valid, rng.random(valid.shape), 2.0).argsort(1)
+    else:
+        swapped = rng.random((videos, MAX_STEPS // 2)) < noise.swapped_steps
+        swapped &= valid[:, 1::2]
+        sequence = slots ^ np.repeat(swapped, 2, axis=1)  # the place beside it: 0 and 1, 2 and 3
+    drift, jump = rng.choice([-1, 1], (2, videos, 1))
+    jump = jump * rng.integers(1, _LARGEST_JUMP + 1, (videos, 1))
+    # The drift comes in the first half; before or after the jump, which comes anywhere.
+    begins = rng.random((2, videos, 1)) * length[:, None] * np.array([0.5, 1.0])[:, None, None]
+    shift = drift * (slots >= begins[0]) + jump * (slots >= begins[1])
+    shift = np.where(rng.random((videos, 1)) < noise.shifted_videos, shift, 0)
+    slot = slots - shift  # a positive shift: the caption comes late
+    inside = (slot >= 0) & (slot < length[:, None])
+    told = np.take_along_axis(sequence, slot.clip(0, MAX_STEPS - 1), axis=1)
+    return np.where(inside, told, NOTHING)
 
 
-def _word(rng: np.random.Generator, digit: int) -> int:
-    return 1 + digit if digit != NOTHING else 1 + DIGITS + int(rng.integers(FILLERS))
+def _steps_at(
+    place: np.ndarray, recipe: np.ndarray, elsewhere: np.ndarray, valid: np.ndarray
+) -> np.ndarray:
+    """The steps at places of a recipe, those of `elsewhere` off topic, NOTHING where padded."""
+    of_recipe = np.take_along_axis(recipe, place.clip(0), axis=1)
+    return np.where(valid, np.where(place == NOTHING, elsewhere, of_recipe), NOTHING)
+
+
+def _fill(
+    rng: np.random.Generator, step: np.ndarray, room: int, slack: int, noise: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Entries (B, N, room) and their mask: the step's three digits in random order, among others.
+
+    Between `room - slack` and `room` entries are valid: every digit once, then NOTHING at the rate
+    of the noise, or a digit once more.
+    """
+    shape = (*step.shape, room)
+    digits = STEPS[step]
+    count = rng.integers(room - slack, room + 1, step.shape)
+    nothing = np.minimum(rng.binomial(count, noise), count - 3)
+    again = np.take_along_axis(digits, rng.integers(3, size=shape), axis=-1)
+    entries = np.where(np.arange(room) < 3 + nothing[..., None], NOTHING, again)
+    entries[..., :3] = digits
+    mask = np.arange(room) < count[..., None]
+    order = np.where(mask, rng.random(shape), 2.0).argsort(-1)
+    entries = np.take_along_axis(entries, order, axis=-1)
+    return entries, mask & (step != NOTHING)[..., None]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from examples.handwritten_howto.corpus import Corpus, sentence
+from examples.handwritten_howto.corpus import NOTHING, Corpus, sentence
 from examples.handwritten_howto.towers import Towers
 from norton_losses import NortonLoss
 from norton_losses.plotting import plot_alignment
@@ -16,7 +16,7 @@ from norton_losses.plotting import plot_alignment
 def draw_alignment(
     towers: Towers, loss: NortonLoss, corpus: Corpus, video: int, path: Path
 ) -> None:
-    """Draw one video of a noisy held-out corpus; the bucket's value is that of the corpus."""
+    """Draw one video of a noisy corpus; the bucket's value is that of the corpus."""
     out = loss.explain(*towers(corpus)).video_paragraph
     assert out.plan is not None
     figure = plot_alignment(
@@ -29,6 +29,7 @@ def draw_alignment(
 
 
 def first_shifted(corpus: Corpus) -> int:
-    """The first video in which a caption comes early or late."""
-    diagonal = torch.eye(corpus.truth.shape[-1], dtype=torch.bool)
-    return int((corpus.truth & ~diagonal).flatten(1).any(1).int().argmax())
+    """The first video of which more than half of the captions on topic are early or late."""
+    told = corpus.caption_place != NOTHING
+    moved = told & (corpus.caption_place != torch.arange(told.shape[1]))
+    return int((moved.sum(1) > told.sum(1) / 2).int().argmax())

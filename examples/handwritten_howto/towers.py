@@ -25,7 +25,11 @@ class Towers(nn.Module):
 
     def forward(self, corpus: Corpus) -> tuple[Segments, Segments]:
         """Frame tokens (B, N, F, D) and word tokens (B, N, W, D), with their masks."""
+        return self.watch(corpus), self.read(corpus)
+
+    def watch(self, corpus: Corpus) -> Segments:
         frames = self.video(corpus.frames.flatten(0, 2)[:, None])  # (B * N * F, D)
-        frames = frames.unflatten(0, corpus.frame_mask.shape)
-        words = self.text(corpus.words)
-        return Segments(frames, corpus.frame_mask), Segments(words, corpus.word_mask)
+        return Segments(frames.unflatten(0, corpus.frame_mask.shape), corpus.frame_mask)
+
+    def read(self, corpus: Corpus) -> Segments:
+        return Segments(self.text(corpus.words), corpus.word_mask)

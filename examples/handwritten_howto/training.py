@@ -1,4 +1,4 @@
-"""One training run: a tower pair, an objective, a seed, a budget of steps."""
+"""One training run: towers, an objective, a seed, a budget of steps."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ OBJECTIVES: dict[str, Callable[[], ClipCaptionOTLoss | NortonLoss]] = {
 
 
 def train(
-    objective: str,
+    towers: Towers,
+    loss: torch.nn.Module,
     corpus: Corpus,
     *,
     seed: int,
     steps: int,
-    batch_videos: int = 16,
+    batch_videos: int = 8,
     learning_rate: float = 1e-3,
-    on_step: Callable[[float], object] = lambda loss: None,
-) -> tuple[Towers, ClipCaptionOTLoss | NortonLoss]:
-    """Towers trained from scratch. A seed fixes weights and batches alike for every objective."""
-    torch.manual_seed(seed)
-    towers, loss = Towers(), OBJECTIVES[objective]()
+    on_step: Callable[[], object] = lambda: None,
+) -> None:
+    """Train towers, and the temperature of the loss; a seed fixes the batches, for every objective.
+
+    `on_step` is called after each step.
+    """
     batches = torch.Generator().manual_seed(seed)
     # The temperature lives in the loss.
     optimizer = torch.optim.Adam([*towers.parameters(), *loss.parameters()], lr=learning_rate)
@@ -40,5 +42,4 @@ def train(
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-        on_step(value.item())
-    return towers, loss
+        on_step()
