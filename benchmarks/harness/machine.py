@@ -30,7 +30,7 @@ def describe(device: str) -> dict[str, Any]:
     """The machine and its software: rows of two descriptions are never mixed in a file."""
     described: dict[str, Any] = {
         "device": device,
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
@@ -93,7 +93,7 @@ def free_bytes(device: str) -> float:
     return int(line.split()[1]) * 1024
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

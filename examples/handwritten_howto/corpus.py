@@ -19,7 +19,6 @@ from torch import Tensor
 
 from examples.handwritten_howto.scans import DIGITS, NOTHING, Split, draw_scans
 
-MAX_STEPS, MIN_STEPS = 16, 12
 FRAMES, WORDS = 6, 8  # at most, of a clip and of a caption
 FILLERS = 30
 VOCABULARY = 1 + DIGITS + FILLERS  # word 0 is padding, then the digits' names, then fillers
@@ -54,7 +53,7 @@ class Noise:
 class Corpus:
     """B videos of N clips (at most F frames each), and their N captions (at most W words each).
 
-    A sequence has 12 to 16 valid entries, the same number on both sides.
+    A video has as many valid clips as captions.
     """
 
     frames: Tensor  # (B, N, F, 8, 8), float in [0, 1]
@@ -100,6 +99,7 @@ def make_corpus(
     seed: int = 0,
     order: Literal["cooked", "shuffled"] = "cooked",
     replaced_steps: float = 0.0,
+    lengths: tuple[int, int] = (12, 16),
 ) -> Corpus:
     """Draw a corpus; the same arguments give the same corpus.
 
@@ -114,26 +114,30 @@ def make_corpus(
         replaced_steps: share of a recipe's steps that the paragraph replaces by others of the same
             eight digits. Such a paragraph almost fits: a distractor, whose captions and clips are
             no pairs.
+        lengths: the least and the most steps of a recipe, N.
     """
     noise = noise or Noise()
     cooks, films, tells = (np.random.default_rng([seed, part, len(split)]) for part in range(3))
-    recipe, spares, digits = _draw_recipes(cooks, videos)
-    length = (recipe != NOTHING).sum(1)
-    valid = np.arange(MAX_STEPS) < length[:, None]
+    recipe, spares, digits = _draw_recipes(cooks, videos, *lengths)
+    slots = np.broadcast_to(np.arange(lengths[1]), recipe.shape)
+    valid = recipe != NOTHING
 
-    slots = np.broadcast_to(np.arange(MAX_STEPS), recipe.shape)
     off_topic = films.random(recipe.shape) < noise.off_topic_clips
     clip_place = np.where(valid & ~off_topic, slots, NOTHING)
-    clip_step = _steps_at(clip_place, recipe, _off_topic_steps(films, digits, 0), valid)
+    clip_step = _steps_at(
+        clip_place, recipe, _off_topic_steps(films, digits, recipe.shape, 0), valid
+    )
 
-    told = _narrate(tells, length, noise, order)
+    told = _narrate(tells, valid, noise, order)
     off_topic = tells.random(recipe.shape) < noise.off_topic_captions
     caption_place = np.where(valid & ~off_topic, told, NOTHING)
     if replaced_steps:
         turn = np.where(valid, tells.random(recipe.shape), 2.0).argsort(1).argsort(1)
-        replaced = turn < np.ceil(replaced_steps * length)[:, None]
+        replaced = turn < np.ceil(replaced_steps * valid.sum(1, keepdims=True))
         recipe = np.where(replaced, spares, recipe)
-    caption_step = _steps_at(caption_place, recipe, _off_topic_steps(tells, digits, 1), valid)
+    caption_step = _steps_at(
+        caption_place, recipe, _off_topic_steps(tells, digits, recipe.shape, 1), valid
+    )
 
     frame_digit, frame_mask = _fill(films, clip_step, FRAMES, 2, noise.distractor_frames)
     named, word_mask = _fill(tells, caption_step, WORDS, 3, noise.filler_words)
@@ -152,53 +156,54 @@ def sentence(words: Tensor) -> str:
 
 
 def _draw_recipes(
-    rng: np.random.Generator, videos: int
+    rng: np.random.Generator, videos: int, shortest: int, longest: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Recipes (B, N) of rows of STEPS, as many spare steps, and the digits (B, 10), unused last."""
     digits = rng.permuted(np.tile(np.arange(DIGITS), (videos, 1)), axis=1)
     usable = ~(STEPS[None, :, :, None] == digits[:, None, None, -2:]).any((2, 3))  # (B, 120)
     chance = np.cumsum(usable * _POPULARITY, axis=1)
-    drawn = rng.random((videos, 2 * MAX_STEPS)) * chance[:, -1:]
+    drawn = rng.random((videos, 2 * longest)) * chance[:, -1:]
     steps = (drawn[:, :, None] >= chance[:, None]).sum(2)
-    length = rng.integers(MIN_STEPS, MAX_STEPS + 1, videos)
+    length = rng.integers(shortest, longest + 1, videos)
     recipe, spares = np.split(steps, 2, axis=1)
-    padded = np.arange(MAX_STEPS) >= length[:, None]
+    padded = np.arange(longest) >= length[:, None]
     return np.where(padded, NOTHING, recipe), spares, digits
 
 
-def _off_topic_steps(rng: np.random.Generator, digits: np.ndarray, side: int) -> np.ndarray:
+def _off_topic_steps(
+    rng: np.random.Generator, digits: np.ndarray, shape: tuple[int, ...], side: int
+) -> np.ndarray:
     """(B, N) rows of STEPS with two digits of the recipe and one that it never uses.
 
     Clips and captions miss another digit, so that no off-topic caption fits an off-topic clip.
     """
-    videos = len(digits)
-    two = rng.random((videos, MAX_STEPS, DIGITS - 2)).argsort(-1)[..., :2]
+    two = rng.random((*shape, DIGITS - 2)).argsort(-1)[..., :2]
     used = np.take_along_axis(digits[:, None], two, axis=-1)
-    unused = np.broadcast_to(digits[:, None, DIGITS - 2 + side, None], (videos, MAX_STEPS, 1))
+    unused = np.broadcast_to(digits[:, None, DIGITS - 2 + side, None], (*shape, 1))
     wanted = np.sort(np.concatenate([used, unused], axis=-1), axis=-1)
     return (wanted[:, :, None] == STEPS).all(-1).argmax(-1)
 
 
-def _narrate(rng: np.random.Generator, length: np.ndarray, noise: Noise, order: str) -> np.ndarray:
+def _narrate(rng: np.random.Generator, valid: np.ndarray, noise: Noise, order: str) -> np.ndarray:
     """(B, N): the place of the recipe that is told at each slot, NOTHING before and after it."""
-    videos = len(length)
-    slots = np.arange(MAX_STEPS)
-    valid = slots < length[:, None]
+    videos, longest = valid.shape
+    slots, length = np.arange(longest), valid.sum(1, keepdims=True)
     if order == "shuffled":
         sequence = np.where(valid, rng.random(valid.shape), 2.0).argsort(1)
     else:
-        swapped = rng.random((videos, MAX_STEPS // 2)) < noise.swapped_steps
-        swapped &= valid[:, 1::2]
-        sequence = slots ^ np.repeat(swapped, 2, axis=1)  # the place beside it: 0 and 1, 2 and 3
+        swapped = rng.random((videos, longest // 2)) < noise.swapped_steps
+        swapped = np.repeat(swapped & valid[:, 1::2], 2, axis=1)
+        swapped = np.pad(swapped, ((0, 0), (0, longest % 2)))
+        sequence = slots ^ swapped  # the place beside it: 0 and 1, 2 and 3
     drift, jump = rng.choice([-1, 1], (2, videos, 1))
     jump = jump * rng.integers(1, _LARGEST_JUMP + 1, (videos, 1))
     # The drift comes in the first half; before or after the jump, which comes anywhere.
-    begins = rng.random((2, videos, 1)) * length[:, None] * np.array([0.5, 1.0])[:, None, None]
+    begins = rng.random((2, videos, 1)) * length * np.array([0.5, 1.0])[:, None, None]
     shift = drift * (slots >= begins[0]) + jump * (slots >= begins[1])
     shift = np.where(rng.random((videos, 1)) < noise.shifted_videos, shift, 0)
     slot = slots - shift  # a positive shift: the caption comes late
-    inside = (slot >= 0) & (slot < length[:, None])
-    told = np.take_along_axis(sequence, slot.clip(0, MAX_STEPS - 1), axis=1)
+    inside = (slot >= 0) & (slot < length)
+    told = np.take_along_axis(sequence, slot.clip(0, longest - 1), axis=1)
     return np.where(inside, told, NOTHING)
 
 

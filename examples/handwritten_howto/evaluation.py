@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from examples.handwritten_howto.corpus import NOTHING, Corpus, Noise, make_corpus
@@ -55,18 +58,25 @@ class HeldOut:
     noisy: Candidates
 
     @classmethod
-    def draw(cls, videos: int, split: Split, *, noise: Noise | None = None, seed: int) -> HeldOut:
-        noise = noise or Noise()
+    def draw(
+        cls,
+        videos: int,
+        split: Split,
+        *,
+        noise: Noise | None = None,
+        seed: int,
+        lengths: tuple[int, int] = (12, 16),
+    ) -> HeldOut:
         quiet = replace(Noise.none(), swapped_steps=Noise().swapped_steps)
 
+        draw = partial(make_corpus, videos, split, lengths=lengths)
+
         def with_distractors(**options: Any) -> Candidates:
-            made = (
-                make_corpus(videos, split, noise=quiet, seed=seed, replaced_steps=share, **options)
-                for share in (0.0, _REPLACED_STEPS)
-            )
+            shares = (0.0, _REPLACED_STEPS)
+            made = (draw(noise=quiet, seed=seed, replaced_steps=s, **options) for s in shares)
             return Candidates(*made)
 
-        noisy = make_corpus(videos, split, noise=noise, seed=seed + 1)
+        noisy = draw(noise=noise, seed=seed + 1)
         return cls(with_distractors(), with_distractors(order="shuffled"), Candidates(noisy))
 
 
@@ -78,42 +88,54 @@ def evaluate(towers: Towers, held_out: HeldOut) -> dict[str, np.ndarray]:
     caption if the first caption of the clean paragraphs names exactly its digits; a video finds its
     paragraph if that ranks first, ties counting as half a place.
     """
-    hits = {CLIPS: clip_hits(towers, held_out.clean.corpus)}
+    hits = {}
     for kind, suffix in KINDS.items():
-        for name, ranks in paragraph_ranks(towers, getattr(held_out, kind)).items():
-            hits[name + suffix] = (ranks < 1).astype(np.float64)
+        corpus, near = getattr(held_out, kind)
+        clips, captions = unit_embeddings(towers, corpus)
+        if kind == "clean":
+            hits[CLIPS] = clip_hits(clips, captions, corpus)
+        almost = None if near is None else normalize(towers.read(near).embeddings, dim=-1)
+        ranks = paragraph_ranks(clips, captions, corpus.lengths, almost)
+        hits |= {name + suffix: (r < 1).astype(np.float64) for name, r in ranks.items()}
     return hits
 
 
-@torch.no_grad()
-def clip_hits(towers: Towers, corpus: Corpus) -> np.ndarray:
-    """Share of each video's clips (B,) whose nearest caption of all tells the step they show."""
+def unit_embeddings(towers: Towers, corpus: Corpus) -> tuple[Tensor, Tensor]:
+    """Of clips (B, N, D) and captions (B, N, D)."""
     clips, captions = (normalize(side.embeddings, dim=-1) for side in towers(corpus))
+    return clips, captions
+
+
+def clip_hits(clips: Tensor, captions: Tensor, corpus: Corpus) -> np.ndarray:
+    """Share of each video's clips (B,) whose nearest caption of all tells the step they show."""
     shown, told = corpus.clip_place != NOTHING, corpus.caption_place != NOTHING
     nearest = (clips[shown] @ captions[told].T).argmax(1)
     right = corpus.caption_step[told][nearest] == corpus.clip_step[shown]
-    per_clip = torch.zeros(shown.shape).masked_scatter(shown, right.float())
-    return (per_clip.sum(1) / shown.sum(1).clamp(min=1)).numpy()
+    return per_video(right, shown)
 
 
-@torch.no_grad()
+def per_video(values: Tensor, where: Tensor) -> np.ndarray:
+    """Mean of each video's values (B,), which are given in a row for the entries `where` (B, N)."""
+    spread = torch.zeros(where.shape).masked_scatter(where, values.float())
+    return (spread.sum(1) / where.sum(1).clamp(min=1)).numpy()
+
+
 def paragraph_ranks(
-    towers: Towers, candidates: Candidates, measures: dict[str, Any] = SEQUENCE_MEASURES
+    clips: Tensor,
+    captions: Tensor,
+    lengths: Tensor,
+    near: Tensor | None = None,
+    measures: Mapping[str, Callable[[Tensor], Tensor]] = SEQUENCE_MEASURES,
 ) -> dict[str, np.ndarray]:
     """Rank (B,) of each video's paragraph among those of its own length, by each measure.
 
-    A length that tells the paragraph would be a leak.
+    A length that tells the paragraph would be a leak. Arguments are unit embeddings (B, N, D), the
+    valid entries first, of them (B,), and captions of paragraphs that almost fit, (B, N, D).
     """
-    corpus, near = candidates
-    clips, captions = (normalize(side.embeddings, dim=-1) for side in towers(corpus))
-    if near is not None:
-        captions = torch.cat([captions, normalize(towers.read(near).embeddings, dim=-1)])
-    lengths = corpus.lengths
-    ranks = {name: np.empty(len(corpus)) for name in measures}
+    ranks = {name: np.empty(len(clips)) for name in measures}
     for n in lengths.unique().tolist():
         videos = (lengths == n).nonzero().flatten()
-        paragraphs = videos if near is None else torch.cat([videos, len(corpus) + videos])
-        told = captions[paragraphs, :n]
+        told = torch.cat([side[videos, :n] for side in (captions, near) if side is not None])
         tiles = [
             torch.einsum("and,bmd->abnm", shown, told).contiguous()
             for shown in clips[videos, :n].split(_TILE)

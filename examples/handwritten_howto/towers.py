@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from examples.handwritten_howto.corpus import VOCABULARY, Corpus
@@ -28,8 +29,12 @@ class Towers(nn.Module):
         return self.watch(corpus), self.read(corpus)
 
     def watch(self, corpus: Corpus) -> Segments:
-        frames = self.video(corpus.frames.flatten(0, 2)[:, None])  # (B * N * F, D)
-        return Segments(frames.unflatten(0, corpus.frame_mask.shape), corpus.frame_mask)
+        mask = corpus.frame_mask
+        # Valid frames alone, and so many at a time that what the layers give stays in the cache.
+        parts = corpus.frames[mask][:, None].split(1024)
+        shown = torch.cat([self.video(part) for part in parts])
+        tokens = shown.new_zeros(*mask.shape, shown.shape[-1])
+        return Segments(tokens.masked_scatter(mask[..., None], shown), mask)
 
     def read(self, corpus: Corpus) -> Segments:
         return Segments(self.text(corpus.words), corpus.word_mask)

@@ -1,0 +1,135 @@
+"""The parts of the study: lists of runs, each of which answers a question of docs/evidence.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+
+from benchmarks.noise_study.objectives import ABLATION, RIVALS, SCALES, VARIANTS
+from benchmarks.noise_study.run import Run
+from benchmarks.noise_study.search import Chosen
+
+SEEDS = range(5)
+HEADLINE = ("InfoNCE", "MIL-NCE", "NortonLoss", "NortonLoss.released")
+LEVELS = (0.2, 0.4, 0.6, 0.8)
+# Every second level of the kinds that a pilot found to matter less.
+NOISES = (
+    ("none", 0.0),
+    *((kind, level) for kind in ("all", "asynchrony") for level in LEVELS),
+    *(
+        (kind, level)
+        for kind in ("off-topic captions", "background clips", "frames and words")
+        for level in LEVELS[1::2]
+    ),
+)
+LENGTHS = ((4, 4), (8, 8), (16, 16), (32, 32))
+OFF_TOPIC = (("none", 0.0), ("off-topic captions", 0.6), ("background clips", 0.6))
+
+Choose = Callable[[str], Chosen]
+
+
+def objectives(choose: Choose) -> list[Run]:
+    """Every objective at the default noise."""
+    return [Run(name, choose(name), seed=seed) for seed in SEEDS for name in RIVALS]
+
+
+def noise(choose: Choose) -> list[Run]:
+    """The headline objectives at every kind and level of noise."""
+    return [
+        Run(name, choose(name), kind, level, seed)
+        for seed in SEEDS
+        for kind, level in NOISES
+        for name in HEADLINE
+    ]
+
+
+def ablation(choose: Choose) -> list[Run]:
+    """The rows of the published ablation."""
+    return [Run(name, choose(name), seed=seed) for seed in SEEDS for name in ABLATION]
+
+
+def variants(choose: Choose) -> list[Run]:
+    """One thing changed at a time."""
+    return [Run(name, choose(name), seed=seed) for seed in SEEDS for name in VARIANTS]
+
+
+def warm(choose: Choose) -> list[Run]:
+    """250 steps more after 500 of InfoNCE, as the paper goes on from a trained model."""
+    names = (
+        *HEADLINE,
+        "NortonLoss.paper",
+        "ClipCaptionOTLoss",
+        "raw dot products",
+        "InfoNCE of raw dot products",
+    )
+    return [
+        Run(name, choose(name), seed=seed, steps=250, warm_steps=500)
+        for seed in SEEDS
+        for name in names
+    ]
+
+
+def bucket(choose: Choose) -> list[Run]:
+    """The bucket, and faulty negatives, with and without anything for them to find."""
+    names = (
+        "E soft maximum, alpha 0.1",
+        "NortonLoss",
+        "J bucket 50 %",
+        "learnable bucket",
+        "entropic",
+        "beta 0",
+        "InfoNCE",
+        "ClipCaptionOTLoss",
+    )
+    return [
+        Run(name, choose(name), kind, level, seed)
+        for seed in SEEDS
+        for kind, level in OFF_TOPIC
+        for name in names
+    ]
+
+
+def curves(choose: Choose) -> list[Run]:
+    """Four times the steps, examined on the way."""
+    names = (
+        *HEADLINE,
+        "learned video-paragraph temperature",
+        "learned, floor 0.07",
+        "fixed clip-caption temperature",
+        "pooled cosine alone",
+    )
+    return [
+        Run(name, choose(name), seed=seed, steps=2000, every=250)
+        for seed in SEEDS[:3]
+        for name in names
+    ]
+
+
+def scales(choose: Choose) -> list[Run]:
+    """The scale of the video-paragraph logits for lengths, batches and widths."""
+    names = (*SCALES, "scale by length", "InfoNCE")
+    make = partial(Run, videos=300)
+    runs: Iterable[Run] = (make(name, choose(name), seed=s) for s in SEEDS[:3] for name in names)
+    changes = (
+        *({"lengths": lengths} for lengths in LENGTHS),
+        *({"batch_videos": videos} for videos in (4, 16)),
+        *({"width": width} for width in (32, 128)),
+    )
+    return [replace(run, **change) for run in runs for change in changes]  # type: ignore[arg-type]
+
+
+def quick(choose: Choose) -> list[Run]:
+    """Three objectives, two noises, two seeds, a short training: does all of it work?"""
+    return [
+        Run(name, choose(name), kind, 0.0, seed, steps=200, videos=300)
+        for seed in (0, 1)
+        for kind in ("none", "default")
+        for name in ("InfoNCE", "MIL-NCE", "NortonLoss")
+    ]
+
+
+PARTS: dict[str, Callable[[Choose], list[Run]]] = {
+    part.__name__: part
+    for part in (objectives, noise, ablation, variants, warm, bucket, curves, scales)
+}
