@@ -340,7 +340,7 @@ def test_the_table_shows_the_recalls() -> None:
         (
             ("dtw", [VIDEOS[0], VIDEOS[1][:0]], VIDEOS[:2]),
             ValueError,
-            r"videos\[1\] must have one c",
+            r"got none in 1 of \d+: videos\[1\]",
         ),
         (("dtw", [VIDEOS[0][0]], VIDEOS[:1]), ValueError, r"videos\[0\] must have shape \(n, D\)"),
         (("dtw", [VIDEOS[0], VIDEOS[1][:, :5]], VIDEOS[:2]), ValueError, "got 6 in .* and 5 in"),
@@ -367,10 +367,16 @@ def test_mistakes_are_named(arguments: tuple, error: type, message: str) -> None
 def test_mistakes_of_masks_and_options_are_named() -> None:
     tokens = torch.rand(2, 3, 4)
     empty = torch.tensor([[True, True, True], [False, False, False]])
-    with pytest.raises(ValueError, match=r"videos\[1\] must have one clip at least"):
+    with pytest.raises(
+        ValueError,
+        match=r"one clip at least, got none in 1 of \d+: videos\[1\]; leave them out, and pass truth",
+    ):
         retrieve("dtw", Segments(tokens, mask=empty), tokens, progress=False)
     tokenless = [[torch.rand(2, 4)], [torch.rand(0, 4), torch.rand(0, 4)]]
-    with pytest.raises(ValueError, match=r"videos\[1\] must have one clip at least"):
+    with pytest.raises(
+        ValueError,
+        match=r"one clip at least, got none in 1 of \d+: videos\[1\]; leave them out, and pass truth",
+    ):
         retrieve(NortonVideoParagraphLoss(), tokenless, tokenless[:1], truth=[0, 0], progress=False)
     with pytest.raises(ValueError, match="batch_size must be a whole number"):
         retrieve("dtw", tokens, tokens, batch_size=0, progress=False)

@@ -88,10 +88,12 @@ def read_ragged(name: str, segment: str, given: Sequences) -> Ragged:
             counts = sequence[kept.cpu()].bincount(minlength=len(counts))
             tokens, token_mask = tokens[kept], token_mask[kept]
         ragged = Ragged(tokens.detach(), counts, token_mask, None)
-    if (ragged.counts == 0).any():
+    if empty := (ragged.counts == 0).nonzero().flatten().tolist():
+        shown = ", ".join(f"{name}[{i}]" for i in empty[:3]) + ", ..." * (len(empty) > 3)
         raise ValueError(
-            f"{name}[{int(ragged.counts.argmin())}] must have one {segment} at least, got none; "
-            "leave it out, and its truth"
+            f"each of {name} must have one {segment} at least, got none in {len(empty)} of "
+            f"{len(ragged)}: {shown}; leave them out, and pass truth=..., the index of the "
+            "paragraph of each video that is left"
         )
     for part, mask in ((ragged.tokens, ragged.token_mask), (ragged.embeddings, None)):
         if part is not None:
