@@ -58,8 +58,8 @@ def choose(objective: str, rows: Rows, steps: int = 500) -> tuple[Chosen, int]:
     for knob in _knobs(objective):
         ladder = LADDERS[knob]
         place = ladder.index(settings[knob])
-        # Both neighbours at once, so that two workers have something to do.
-        around = [i for i in (place - 1, place, place + 1) if 0 <= i < len(ladder)]
+        # Both neighbours at once, so that workers have something to do; the first wins a tie.
+        around = [i for i in (place, place - 1, place + 1) if 0 <= i < len(ladder)]
         scores = dict(
             zip(around, score([settings | {knob: ladder[i]} for i in around]), strict=True)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
 
@@ -71,14 +72,18 @@ def _estimate(values: np.ndarray, level: float) -> Estimate:
     deviations of the seeds are widened by as much.
     """
     seeds, blocks = values.shape
-    rng = np.random.default_rng(0)
     centre = values.mean(0)
     if seeds > 1:
         values = centre + (values - centre) * np.sqrt(seeds / (seeds - 1))
-    rows = rng.integers(seeds, size=(_DRAWS, seeds))
-    weights = np.zeros((_DRAWS, seeds))
-    np.add.at(weights, (np.arange(_DRAWS)[:, None], rows), 1 / seeds)
-    columns = rng.multinomial(blocks, np.full(blocks, 1 / blocks), size=_DRAWS) / blocks
-    drawn = ((weights @ values) * columns).sum(1)
-    low, high = np.percentile(100 * drawn, [50 * (1 - level), 50 * (1 + level)])
+    of_seeds, of_blocks = _weights(seeds, blocks)
+    drawn = 100 * ((of_seeds @ values) * of_blocks).sum(1)
+    low, high = np.percentile(drawn, [50 * (1 - level), 50 * (1 + level)])
     return Estimate(100 * float(centre.mean()), float(low), float(high), seeds)
+
+
+@cache
+def _weights(seeds: int, blocks: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each seed and block is drawn, as shares: (draws, seeds) and (draws, blocks)."""
+    rng = np.random.default_rng(0)
+    one, other = (rng.multinomial(n, np.full(n, 1 / n), size=_DRAWS) / n for n in (seeds, blocks))
+    return one, other

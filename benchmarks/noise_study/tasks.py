@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -136,9 +135,10 @@ def _caption_hits(clips: Tensor, captions: Tensor, corpus: Corpus) -> np.ndarray
 
 
 def _question_answering(clips: Tensor, captions: Tensor, corpus: Corpus) -> np.ndarray:
-    """A clip and five captions: one tells its step, the others steps that share two of its digits.
+    """A clip and five captions: all share two digits, and the third one tells which is right.
 
-    Captions are those of all videos, a random one of each step.
+    So no answer stands out among the others. Captions are those of all videos, a random one of each
+    step.
     """
     rng = np.random.default_rng(0)
     told = corpus.caption_step.flatten().numpy()
@@ -146,11 +146,9 @@ def _question_answering(clips: Tensor, captions: Tensor, corpus: Corpus) -> np.n
     first = np.searchsorted(told[order], np.arange(len(STEPS)))
     count = np.bincount(told[told != NOTHING], minlength=len(STEPS))
     video, _ = shown = np.nonzero((corpus.clip_step != NOTHING).numpy())
-    step = corpus.clip_step.numpy()[shown]
-    wrong = rng.permuted(_similar_steps()[step], axis=1)[:, : _CHOICES - 1]
-    steps = np.concatenate([step[:, None], wrong], axis=1)
+    steps = _alternatives(corpus.clip_step.numpy()[shown], rng)  # the right one first
     chosen = order[first[steps] + (rng.random(steps.shape) * count[steps]).astype(int)]
-    places = rng.permuted(np.tile(np.arange(_CHOICES), (len(step), 1)), axis=1)
+    places = rng.permuted(np.tile(np.arange(_CHOICES), (len(steps), 1)), axis=1)
     chosen = np.take_along_axis(chosen, places, axis=1)
     answers = (places == 0).argmax(1)
     asked = clips[shown]
@@ -162,11 +160,16 @@ def _question_answering(clips: Tensor, captions: Tensor, corpus: Corpus) -> np.n
     )
 
 
-@cache
-def _similar_steps() -> np.ndarray:
-    """(120, 21): the steps that share two digits with each step."""
-    shared = (STEPS[:, None, :, None] == STEPS[None, :, None, :]).sum((2, 3))
-    return np.stack([np.flatnonzero(row == 2) for row in shared])
+def _alternatives(step: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(n, choices): each step (n,), and others that have another digit in place of one of its."""
+    digits = rng.permuted(STEPS[step], axis=1)
+    keys = rng.random((len(step), DIGITS))
+    np.put_along_axis(keys, digits, 2.0, axis=1)
+    third = np.concatenate([digits[:, 2:], keys.argsort(1)[:, : _CHOICES - 1]], axis=1)
+    pair = np.broadcast_to(digits[:, None, :2], (*third.shape, 2))
+    wanted = np.sort(np.concatenate([pair, third[..., None]], axis=-1), axis=-1)
+    place = DIGITS ** np.arange(3)
+    return np.searchsorted(STEPS @ place[::-1], wanted @ place[::-1])
 
 
 def _frames(towers: Towers, exam: Exam) -> Values:

@@ -1,0 +1,308 @@
+"""The tables of docs/evidence.md, each from the rows on file. What nobody ran says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from benchmarks.harness.tables import NOT_MEASURED, markdown
+from benchmarks.noise_study import parts
+from benchmarks.noise_study.objectives import ABLATION, RIVALS, SCALES, VARIANTS
+from benchmarks.noise_study.rows import Rows
+from benchmarks.noise_study.run import Run
+from benchmarks.noise_study.search import SEEDS, MissingRunsError, choose
+from benchmarks.noise_study.statistics import Estimate, Sample, samples
+from benchmarks.noise_study.tasks import CLIPS, SELECTION, TASKS
+
+# R@1 of clip -> caption, DTW without background and DTW with it, on YouCookII, one run each.
+PUBLISHED = {
+    "A no video-paragraph term": "22.8, 56.7, 56.4",
+    "B + faulty negatives": "-, 63.3, 65.1",
+    "C mean of tokens": "23.1, 84.2, 74.3",
+    "D maximum of tokens": "23.5, 86.9, 74.1",
+    "G soft maximum, alpha 1": "24.0, 88.4, 75.2",
+    "I bucket 30 %": "24.2, 88.7, 76.1",
+}
+BOTH = (CLIPS, "transport")
+
+
+class Study:
+    """Rows, and the settings that the search found in them."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def chosen(self, objective: str) -> parts.Chosen:
+        return choose(objective, self.rows)[0]
+
+    def samples(self, part: str) -> dict[Run, Sample]:
+        """Of a part of the study; none before the search is done."""
+        try:
+            return samples(parts.PARTS[part](self.chosen), self.rows)
+        except MissingRunsError:
+            return {}
+
+    def by_objective(self, part: str, **where: object) -> dict[str, Sample]:
+        """Samples of a part whose runs have these fields, by objective."""
+        found = self.samples(part)
+        return {
+            run.objective: sample
+            for run, sample in found.items()
+            if all(getattr(run, name) == value for name, value in where.items())
+        }
+
+
+def settings(study: Study) -> str:
+    """What the search found for each objective, and how many settings it tried."""
+    lines = []
+    for name in RIVALS:
+        try:
+            chosen, tried = choose(name, study.rows)
+        except MissingRunsError:
+            lines.append([name, "", NOT_MEASURED, ""])
+            continue
+        runs = [Run(name, chosen, seed=seed, videos=0) for seed in SEEDS]
+        score = np.mean([study.rows[run]["tasks"][task] for run in runs for task in SELECTION])
+        told = ", ".join(f"{knob.replace('_', ' ')} {value:g}" for knob, value in chosen)
+        lines.append([name, str(tried), told, f"{100 * score:.1f}"])
+    return markdown(["objective", "tried", "chosen", "validation score"], lines)
+
+
+def objectives(study: Study) -> str:
+    """Every objective at the default noise, and against InfoNCE."""
+    return _against(study.by_objective("objectives"), "InfoNCE")
+
+
+def downstream(study: Study) -> str:
+    """Every task, of the headline objectives at the default noise."""
+    found = study.by_objective("objectives")
+    names = [name for name in parts.HEADLINE if name in found]
+    if "InfoNCE" not in names:
+        return NOT_MEASURED + "."
+    head = ["task", *names, "NortonLoss − InfoNCE"]
+    lines = []
+    for task in TASKS:
+        difference = found["NortonLoss"].minus(found["InfoNCE"], task, len(TASKS))
+        lines.append([task, *(str(found[name].of(task)) for name in names), difference.signed])
+    return markdown(head, lines)
+
+
+def noise(study: Study) -> str:
+    """The headline objectives at every kind and level of noise."""
+    head = ["noise", "level", "InfoNCE", "MIL-NCE", "NortonLoss", "NortonLoss − InfoNCE"]
+    head += ["− MIL-NCE", "by transport − InfoNCE"]
+    lines = []
+    claims = 3 * len(parts.NOISES)
+    for kind, level in parts.NOISES:
+        found = study.by_objective("noise", noise=kind, level=level)
+        line = [kind, f"{100 * level:.0f} %"]
+        if not {"InfoNCE", "MIL-NCE", "NortonLoss"} <= found.keys():
+            lines.append([*line, NOT_MEASURED, *[""] * 5])
+            continue
+        ours = found["NortonLoss"]
+        lines.append(
+            [
+                *line,
+                *(f"{found[name].of(CLIPS).mean:.1f}" for name in head[2:5]),
+                ours.minus(found["InfoNCE"], CLIPS, claims).signed,
+                ours.minus(found["MIL-NCE"], CLIPS, claims).signed,
+                ours.minus(found["InfoNCE"], "transport", claims).signed,
+            ]
+        )
+    return markdown(head, lines)
+
+
+def ablation(study: Study) -> str:
+    """The published ablation, here and there."""
+    found = study.by_objective("ablation")
+    tasks = (CLIPS, "DTW", "transport")
+    lines = []
+    for name in ABLATION:
+        if name not in found:
+            lines.append([name, NOT_MEASURED, "", "", PUBLISHED.get(name, "")])
+            continue
+        cells = [str(found[name].of(task)) for task in tasks]
+        lines.append([name, *cells, PUBLISHED.get(name, "")])
+    return markdown(["row", *tasks, "published: clip, DTW, DTW with background"], lines)
+
+
+def variants(study: Study) -> str:
+    """One thing changed at a time, against `NortonLoss()`."""
+    ours = study.by_objective("objectives").get("NortonLoss")
+    found = study.by_objective("variants")
+    return _against({"NortonLoss": ours, **found} if ours else {}, "NortonLoss", list(VARIANTS))
+
+
+def warm(study: Study) -> str:
+    """After 500 steps of InfoNCE, 250 more of each."""
+    return _against(study.by_objective("warm"), "InfoNCE")
+
+
+def bucket(study: Study) -> str:
+    """The bucket and faulty negatives where nothing, captions or clips are off topic."""
+    lines = []
+    for kind, level in parts.OFF_TOPIC:
+        found = study.by_objective("bucket", noise=kind, level=level)
+        for name, other, what in (
+            ("NortonLoss", "E soft maximum, alpha 0.1", "bucket 30 % − none"),
+            ("J bucket 50 %", "E soft maximum, alpha 0.1", "bucket 50 % − none"),
+            ("learnable bucket", "entropic", "learnable − fixed, both entropic"),
+            ("NortonLoss", "beta 0", "beta 0.3 − 0, beside the video-paragraph term"),
+            ("ClipCaptionOTLoss", "InfoNCE", "beta 0.3 − 0, alone"),
+        ):
+            line = [f"{kind} {100 * level:.0f} %" if level else kind, what]
+            if name not in found or other not in found:
+                lines.append([*line, NOT_MEASURED, ""])
+                continue
+            claims = 2 * 5 * len(parts.OFF_TOPIC)
+            differences = (found[name].minus(found[other], task, claims) for task in BOTH)
+            lines.append([*line, *(d.signed for d in differences)])
+    return markdown(["noise", "difference", *BOTH], lines)
+
+
+def curves(study: Study) -> str:
+    """R@1 on the way, the time it took, and where the validation score says to stop."""
+    found = study.by_objective("curves")
+    if not found:
+        return NOT_MEASURED + "."
+    steps = (250, 500, 1000, 2000)
+    head = [
+        "objective",
+        *(f"{step} steps" for step in steps),
+        "stopped by validation",
+        "500 steps take",
+    ]
+    lines = []
+    for name, sample in found.items():
+        line = [name]
+        for step in steps:
+            line.append(_both(_at(sample, step, task) for task in BOTH))
+        stopped = [max(row["curve"], key=lambda c: c["validation"]) for row in sample.rows.values()]
+        when = np.mean([point["step"] for point in stopped])
+        best = _both(100 * np.mean([p["tasks"][task] for p in stopped]) for task in BOTH)
+        seconds = np.mean([_point(row, 500)["seconds"] for row in sample.rows.values()])
+        lines.append([*line, f"{best}, at {when:.0f}", f"{seconds:.1f} s"])
+    return markdown(head, lines)
+
+
+def scales(study: Study) -> str:
+    """Clip -> caption and transport R@1 for each scale of the video-paragraph logits."""
+    found = study.samples("scales")
+    base = Run("", ())
+    lines = []
+    for what, change in (
+        *((f"{n} steps a video", {"lengths": (n, n)}) for n, _ in parts.LENGTHS),
+        *((f"batch of {b}", {"batch_videos": b}) for b in (4, 16)),
+        *((f"width {w}", {"width": w}) for w in (32, 128)),
+    ):
+        wanted = replace(base, videos=300, **change)
+        of_change = {
+            run.objective: sample
+            for run, sample in found.items()
+            if replace(run, objective="", settings=()) == wanted
+        }
+        cells = [
+            _both(of_change[name].of(task).mean for task in BOTH) if name in of_change else "-"
+            for name in (*SCALES, "scale by length", "InfoNCE")
+        ]
+        lines.append([what, *cells])
+    head = [
+        "",
+        *(name.removeprefix("NortonLoss, ") for name in SCALES),
+        "by length, 10 L",
+        "InfoNCE",
+    ]
+    return markdown(head, lines)
+
+
+def targets(study: Study) -> str:
+    """What the study set out to show, and whether it did."""
+    lines = []
+
+    def line(what: str, target: str, found: Estimate | None, met: bool | None) -> None:
+        told = NOT_MEASURED if found is None else found.signed
+        lines.append([what, target, told, "" if met is None else "yes" if met else "no"])
+
+    def compare(
+        part: str, other: str, task: str, claims: int = 1, **where: object
+    ) -> Estimate | None:
+        found = study.by_objective(part, **where)
+        if "NortonLoss" not in found or other not in found:
+            return None
+        return found["NortonLoss"].minus(found[other], task, claims)
+
+    for task, least in ((CLIPS, 8), ("transport", 15)):
+        found = compare("objectives", "InfoNCE", task, 2)
+        met = None if found is None else found.mean >= least and found.low > 0
+        line(f"{task}, default noise, − InfoNCE", f"≥ {least}, interval above 0", found, met)
+    high = [(k, v) for k, v in parts.NOISES if k in ("all", "asynchrony") and v >= 0.3]
+    for kind, level in high:
+        for task in BOTH:
+            found = compare("noise", "InfoNCE", task, 2 * len(high), noise=kind, level=level)
+            what = f"{task}, {kind} {100 * level:.0f} %, − InfoNCE"
+            line(what, "interval above 0", found, None if found is None else found.low > 0)
+    for task in BOTH:
+        found = compare("noise", "InfoNCE", task, 2, noise="none")
+        line(f"{task}, no noise, − InfoNCE", "interval reaches 0", found, found and found.high >= 0)
+    found = compare("noise", "MIL-NCE", CLIPS, noise="all", level=0.6)
+    line(f"{CLIPS}, all 60 %, − MIL-NCE", "interval above 0", found, found and found.low > 0)
+    return markdown(["difference", "target", "measured", "met"], lines)
+
+
+TABLES: dict[str, Callable[[Study], str]] = {
+    table.__name__: table
+    for table in (
+        targets,
+        settings,
+        objectives,
+        downstream,
+        noise,
+        ablation,
+        variants,
+        warm,
+        bucket,
+        curves,
+        scales,
+    )
+}
+
+
+def _against(found: dict[str, Sample], base: str, names: Sequence[str] | None = None) -> str:
+    """Both headline tasks of each sample, and its difference from one of them."""
+    if base not in found:
+        return NOT_MEASURED + "."
+    names = [name for name in names or found if name != base]
+    head = ["objective", *BOTH, *(f"{task}, − {base}" for task in BOTH), "training"]
+    lines = []
+    for name in (base, *names):
+        if name not in found:
+            lines.append([name, NOT_MEASURED, *[""] * 4])
+            continue
+        sample = found[name]
+        differences = ["", ""]
+        if name != base:
+            claims = len(BOTH) * len(names)
+            differences = [sample.minus(found[base], task, claims).signed for task in BOTH]
+        lines.append(
+            [
+                name,
+                *(str(sample.of(task)) for task in BOTH),
+                *differences,
+                f"{sample.mean_of('train_s'):.1f} s",
+            ]
+        )
+    return markdown(head, lines)
+
+
+def _both(values: object) -> str:
+    return " / ".join(f"{value:.1f}" for value in values)  # type: ignore[attr-defined]
+
+
+def _at(sample: Sample, step: int, task: str) -> float:
+    return 100 * float(np.mean([_point(row, step)["tasks"][task] for row in sample.rows.values()]))
+
+
+def _point(row: dict, step: int) -> dict:
+    return next(point for point in row["curve"] if point["step"] == step)
