@@ -54,7 +54,7 @@ clean:  ## remove what the targets made
 .venv/.dev: $(RECIPE)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) install --quiet --constraint constraints.txt \
-		--editable '.[dev,pot,geomloss,keops,triton,plot,examples]'
+		--editable '.[dev,pot,geomloss,keops,triton,plot,examples,language]'
 	touch $@ .venv/.demo
 
 .venv/.bench: $(RECIPE)

@@ -17,6 +17,7 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 from sklearn.datasets import load_digits
 
+from examples.bootstrap import interval
 from examples.handwritten_howto import corpus_v1
 from examples.handwritten_howto.__main__ import main
 from examples.handwritten_howto.corpus import NOTHING, STEPS, Corpus, Noise, make_corpus, sentence
@@ -24,7 +25,6 @@ from examples.handwritten_howto.evaluation import (
     MEASURES,
     HeldOut,
     evaluate,
-    interval,
     paragraph_ranks,
     unit_embeddings,
 )

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from examples.bootstrap import interval
 from examples.handwritten_howto.corpus import make_corpus
-from examples.handwritten_howto.evaluation import MEASURES, HeldOut, evaluate, interval
+from examples.handwritten_howto.evaluation import MEASURES, HeldOut, evaluate
 from examples.handwritten_howto.picture import draw_alignment, first_shifted
 from examples.handwritten_howto.towers import Towers
 from examples.handwritten_howto.training import OBJECTIVES, train

@@ -1,4 +1,4 @@
-"""Retrieval on held-out videos, query by query, and what the seeds and videos leave uncertain."""
+"""Retrieval on held-out videos, query by query."""
 
 from __future__ import annotations
 
@@ -144,14 +144,3 @@ def paragraph_ranks(
             scores = torch.cat([measure(tile) for tile in tiles])
             ranks[name][videos] = retrieval_ranks(scores, torch.arange(len(videos)))
     return ranks
-
-
-def interval(
-    values: np.ndarray, rng: np.random.Generator, draws: int = 2000
-) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of values (seeds, videos), resampling both."""
-    seeds, videos = values.shape
-    rows = rng.integers(seeds, size=(draws, seeds, 1))
-    columns = rng.integers(videos, size=(draws, 1, videos))
-    low, high = np.percentile(values[rows, columns].mean((1, 2)), [2.5, 97.5])
-    return float(low), float(high)

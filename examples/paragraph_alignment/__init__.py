@@ -1,0 +1,1 @@
+"""Two annotators describe the same videos: which sentences belong together?"""
