@@ -150,8 +150,8 @@ class TestRivals:
 class TestRuns:
     def test_keys_are_of_what_differs_from_the_defaults(self) -> None:
         assert Run("InfoNCE", SETTINGS).key == Run("InfoNCE", SETTINGS, steps=500).key
-        keys = {run.key for part in PARTS.values() for run in part(lambda name: SETTINGS)}
-        runs = {run for part in PARTS.values() for run in part(lambda name: SETTINGS)}
+        keys = {run.key for part in PARTS.values() for run in part(lambda *_: SETTINGS)}
+        runs = {run for part in PARTS.values() for run in part(lambda *_: SETTINGS)}
         assert len(keys) == len(runs)
 
     def test_noise_of_a_kind_is_that_kind_alone(self) -> None:

@@ -14,7 +14,7 @@ from multiprocessing import get_context
 from tqdm import tqdm
 
 from benchmarks.noise_study.objectives import OBJECTIVES, RIVALS, START
-from benchmarks.noise_study.parts import PARTS, quick
+from benchmarks.noise_study.parts import HEADLINE, PARTS, quick
 from benchmarks.noise_study.rows import FULL_ROWS, QUICK_ROWS, Rows
 from benchmarks.noise_study.run import Row, Run, execute
 from benchmarks.noise_study.search import Chosen, MissingRunsError, choose
@@ -64,13 +64,14 @@ class Study:
 
     def search(self) -> None:
         """All objectives climb side by side, so that no worker waits."""
-        while wanted := [run for name in RIVALS for run in self._next(name)]:
+        searches = [(name, "default") for name in RIVALS] + [(name, "none") for name in HEADLINE]
+        while wanted := [run for search in searches for run in self._next(*search)]:
             if time.monotonic() > self.deadline:
                 return
             self.do("search", wanted)
 
-    def chosen(self, objective: str) -> Chosen:
-        return choose(objective, self.rows)[0]
+    def chosen(self, objective: str, noise: str = "default") -> Chosen:
+        return choose(objective, self.rows, noise)[0]
 
     def do(self, part: str, runs: list[Run]) -> None:
         missing = list(dict.fromkeys(run for run in runs if run not in self.rows))
@@ -79,9 +80,9 @@ class Study:
                 self.rows.add(part, row)
                 bar.update()
 
-    def _next(self, objective: str) -> list[Run]:
+    def _next(self, objective: str, noise: str) -> list[Run]:
         try:
-            self.chosen(objective)
+            self.chosen(objective, noise)
         except MissingRunsError as error:
             return error.runs
         return []

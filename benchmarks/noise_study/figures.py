@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.noise_study import parts
 from benchmarks.noise_study.objectives import ABLATION, LADDERS, SCALES
-from benchmarks.noise_study.tables import BOTH, Study
+from benchmarks.noise_study.tables import BOTH, Study, of_noise
 from benchmarks.noise_study.tasks import CLIPS
 
 COLOURS = {
@@ -24,16 +24,16 @@ COLOURS = {
 def against_noise(study: Study) -> Any:
     """Clip -> caption and transport against the level of noise, by objective, with bands."""
     figure, rows = _subplots(2, 2)
-    found = study.samples("noise")
     for axes, task in zip(rows, BOTH, strict=True):
         for axis, kind in zip(axes, ("all", "asynchrony"), strict=True):
+            found = {0.0: of_noise(study, "none", 0.0)}
+            found |= {level: of_noise(study, kind, level) for level in parts.LEVELS}
             for name, colour in COLOURS.items():
                 points = [
-                    (run.level, sample.of(task))
-                    for run, sample in found.items()
-                    if run.objective == name and run.noise in (kind, "none")
+                    (level, samples[name].of(task))
+                    for level, samples in found.items()
+                    if name in samples
                 ]
-                points.sort(key=lambda point: point[0])
                 levels = [100 * level for level, _ in points]
                 axis.plot(levels, [e.mean for _, e in points], "o-", color=colour, label=name)
                 low, high = ([getattr(e, end) for _, e in points] for end in ("low", "high"))

@@ -3,7 +3,7 @@
 It begins at `START`, moves to a neighbour of the ladder while that scores better, and goes on to
 the next knob: first the objective's own, then the learning rate. The score is the mean of clip ->
 caption and transport R@1 over two seeds, on the noise-free validation split, after training at the
-default noise.
+default noise; for the headline objectives once more after training without noise.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ class MissingRunsError(Exception):
         self.runs = runs
 
 
-def choose(objective: str, rows: Rows, steps: int = 500) -> tuple[Chosen, int]:
-    """Settings of an objective and how many were tried, from rows on file.
+def choose(objective: str, rows: Rows, noise: str = "default") -> tuple[Chosen, int]:
+    """Settings of an objective for a noise, and how many were tried, from rows on file.
 
     Raises:
         MissingRunsError: with the runs to do first.
     """
     like = OBJECTIVES[objective].like
     if like is not None:
-        found, tried = choose(like, rows, steps)
+        found, tried = choose(like, rows, noise)
         return tuple(item for item in found if item[0] == "learning_rate"), tried
     settings = {knob: START[knob] for knob in _knobs(objective)}
     seen: dict[Chosen, float] = {}
 
     def score(trials: list[dict[str, float]]) -> list[float]:
         runs = [
-            Run(objective, tuple(sorted(trial.items())), seed=seed, steps=steps, videos=0)
+            Run(objective, tuple(sorted(trial.items())), noise, seed=seed, videos=0)
             for trial in trials
             for seed in SEEDS
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from benchmarks.noise_study import parts
 from benchmarks.noise_study.objectives import ABLATION, RIVALS, SCALES, VARIANTS
 from benchmarks.noise_study.rows import Rows
 from benchmarks.noise_study.run import Run
-from benchmarks.noise_study.search import SEEDS, MissingRunsError, choose
+from benchmarks.noise_study.search import SEEDS, Chosen, MissingRunsError, choose
 from benchmarks.noise_study.statistics import Estimate, Sample, samples
 from benchmarks.noise_study.tasks import CLIPS, SELECTION, TASKS
 
@@ -33,11 +34,13 @@ class Study:
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
+        self.chosen = cache(self._chosen)
+        self.samples = cache(self._samples)
 
-    def chosen(self, objective: str) -> parts.Chosen:
-        return choose(objective, self.rows)[0]
+    def _chosen(self, objective: str, noise: str = "default") -> Chosen:
+        return choose(objective, self.rows, noise)[0]
 
-    def samples(self, part: str) -> dict[Run, Sample]:
+    def _samples(self, part: str) -> dict[Run, Sample]:
         """Of a part of the study; none before the search is done."""
         try:
             return samples(parts.PARTS[part](self.chosen), self.rows)
@@ -57,16 +60,18 @@ class Study:
 def settings(study: Study) -> str:
     """What the search found for each objective, and how many settings it tried."""
     lines = []
-    for name in RIVALS:
+    searches = [(name, "default") for name in RIVALS] + [(n, "none") for n in parts.HEADLINE]
+    for name, at in searches:
+        shown = name if at == "default" else f"{name}, no noise"
         try:
-            chosen, tried = choose(name, study.rows)
+            chosen, tried = choose(name, study.rows, at)
         except MissingRunsError:
-            lines.append([name, "", NOT_MEASURED, ""])
+            lines.append([shown, "", NOT_MEASURED, ""])
             continue
-        runs = [Run(name, chosen, seed=seed, videos=0) for seed in SEEDS]
+        runs = [Run(name, chosen, at, seed=seed, videos=0) for seed in SEEDS]
         score = np.mean([study.rows[run]["tasks"][task] for run in runs for task in SELECTION])
         told = ", ".join(f"{knob.replace('_', ' ')} {value:g}" for knob, value in chosen)
-        lines.append([name, str(tried), told, f"{100 * score:.1f}"])
+        lines.append([shown, str(tried), told, f"{100 * score:.1f}"])
     return markdown(["objective", "tried", "chosen", "validation score"], lines)
 
 
@@ -94,10 +99,10 @@ def noise(study: Study) -> str:
     head = ["noise", "level", "InfoNCE", "MIL-NCE", "NortonLoss", "NortonLoss − InfoNCE"]
     head += ["− MIL-NCE", "by transport − InfoNCE"]
     lines = []
-    claims = 3 * len(parts.NOISES)
-    for kind, level in parts.NOISES:
-        found = study.by_objective("noise", noise=kind, level=level)
-        line = [kind, f"{100 * level:.0f} %"]
+    claims = 3 * (1 + len(parts.NOISES))
+    for kind, level, searched in (("none", 0.0, "none"), *((*n, "default") for n in parts.NOISES)):
+        found = of_noise(study, kind, level, searched)
+        line = [kind, f"{100 * level:.0f} %" if level else f"settings of {searched} noise"]
         if not {"InfoNCE", "MIL-NCE", "NortonLoss"} <= found.keys():
             lines.append([*line, NOT_MEASURED, *[""] * 5])
             continue
@@ -112,6 +117,16 @@ def noise(study: Study) -> str:
             ]
         )
     return markdown(head, lines)
+
+
+def of_noise(study: Study, kind: str, level: float, searched: str = "default") -> dict[str, Sample]:
+    """The headline objectives at a noise, with the settings that a search chose at another."""
+    return {
+        run.objective: sample
+        for run, sample in study.samples("noise").items()
+        if (run.noise, run.level) == (kind, level)
+        and run.settings == study.chosen(run.objective, searched)
+    }
 
 
 def ablation(study: Study) -> str:
@@ -226,27 +241,28 @@ def targets(study: Study) -> str:
         lines.append([what, target, told, "" if met is None else "yes" if met else "no"])
 
     def compare(
-        part: str, other: str, task: str, claims: int = 1, **where: object
+        found: dict[str, Sample], other: str, task: str, claims: int = 1
     ) -> Estimate | None:
-        found = study.by_objective(part, **where)
         if "NortonLoss" not in found or other not in found:
             return None
         return found["NortonLoss"].minus(found[other], task, claims)
 
+    default = study.by_objective("objectives")
+
     for task, least in ((CLIPS, 8), ("transport", 15)):
-        found = compare("objectives", "InfoNCE", task, 2)
+        found = compare(default, "InfoNCE", task, 2)
         met = None if found is None else found.mean >= least and found.low > 0
         line(f"{task}, default noise, − InfoNCE", f"≥ {least}, interval above 0", found, met)
     high = [(k, v) for k, v in parts.NOISES if k in ("all", "asynchrony") and v >= 0.3]
     for kind, level in high:
         for task in BOTH:
-            found = compare("noise", "InfoNCE", task, 2 * len(high), noise=kind, level=level)
+            found = compare(of_noise(study, kind, level), "InfoNCE", task, 2 * len(high))
             what = f"{task}, {kind} {100 * level:.0f} %, − InfoNCE"
             line(what, "interval above 0", found, None if found is None else found.low > 0)
     for task in BOTH:
-        found = compare("noise", "InfoNCE", task, 2, noise="none")
+        found = compare(of_noise(study, "none", 0.0, "none"), "InfoNCE", task, 2)
         line(f"{task}, no noise, − InfoNCE", "interval reaches 0", found, found and found.high >= 0)
-    found = compare("noise", "MIL-NCE", CLIPS, noise="all", level=0.6)
+    found = compare(of_noise(study, "all", 0.6), "MIL-NCE", CLIPS)
     line(f"{CLIPS}, all 60 %, − MIL-NCE", "interval above 0", found, found and found.low > 0)
     return markdown(["difference", "target", "measured", "met"], lines)
 
