@@ -24,15 +24,21 @@ NOISES = (
     ),
 )
 LENGTHS = ((4, 4), (8, 8), (16, 16), (32, 32))
+BATCHES = (4, 16)
 OFF_TOPIC = (("none", 0.0), ("off-topic captions", 0.6), ("background clips", 0.6))
 
 # From the name of an objective, and a noise other than the default one to search at.
 Choose = Callable[..., Chosen]
+Part = Callable[[Choose], list[Run]]
 
 
-def objectives(choose: Choose) -> list[Run]:
-    """Every objective at the default noise."""
-    return [Run(name, choose(name), seed=seed) for seed in SEEDS for name in RIVALS]
+def at_default(names: Iterable[str]) -> Part:
+    """Objectives at the default noise."""
+
+    def part(choose: Choose) -> list[Run]:
+        return [Run(name, choose(name), seed=seed) for seed in SEEDS for name in names]
+
+    return part
 
 
 def noise(choose: Choose) -> list[Run]:
@@ -48,16 +54,6 @@ def noise(choose: Choose) -> list[Run]:
         for seed in SEEDS
         for kind, level, name, chosen in settings
     ]
-
-
-def ablation(choose: Choose) -> list[Run]:
-    """The rows of the published ablation."""
-    return [Run(name, choose(name), seed=seed) for seed in SEEDS for name in ABLATION]
-
-
-def variants(choose: Choose) -> list[Run]:
-    """One thing changed at a time."""
-    return [Run(name, choose(name), seed=seed) for seed in SEEDS for name in VARIANTS]
 
 
 def warm(choose: Choose) -> list[Run]:
@@ -77,22 +73,29 @@ def warm(choose: Choose) -> list[Run]:
 
 
 def bucket(choose: Choose) -> list[Run]:
-    """The bucket, and faulty negatives, with and without anything for them to find."""
-    names = (
+    """The bucket and faulty negatives with and without anything for them to find.
+
+    The more videos a batch has, the more captions in it tell the step of a clip that is not theirs.
+    """
+    with_bucket = (
         "E soft maximum, alpha 0.1",
         "NortonLoss",
         "J bucket 50 %",
         "learnable bucket",
         "entropic",
-        "beta 0",
-        "InfoNCE",
-        "ClipCaptionOTLoss",
     )
-    return [
+    faulty = ("NortonLoss", "beta 0", "ClipCaptionOTLoss", "InfoNCE")
+    runs = [
         Run(name, choose(name), kind, level, seed)
         for seed in SEEDS
         for kind, level in OFF_TOPIC
-        for name in names
+        for name in dict.fromkeys((*with_bucket, *faulty))
+    ]
+    return runs + [
+        Run(name, choose(name), seed=seed, batch_videos=videos)
+        for seed in SEEDS
+        for videos in BATCHES
+        for name in faulty
     ]
 
 
@@ -119,7 +122,7 @@ def scales(choose: Choose) -> list[Run]:
     runs: Iterable[Run] = (make(name, choose(name), seed=s) for s in SEEDS[:3] for name in names)
     changes = (
         *({"lengths": lengths} for lengths in LENGTHS),
-        *({"batch_videos": videos} for videos in (4, 16)),
+        *({"batch_videos": videos} for videos in BATCHES),
         *({"width": width} for width in (32, 128)),
     )
     return [replace(run, **change) for run in runs for change in changes]  # type: ignore[arg-type]
@@ -135,7 +138,13 @@ def quick(choose: Choose) -> list[Run]:
     ]
 
 
-PARTS: dict[str, Callable[[Choose], list[Run]]] = {
-    part.__name__: part
-    for part in (objectives, noise, ablation, variants, warm, bucket, curves, scales)
+PARTS: dict[str, Part] = {
+    "objectives": at_default(RIVALS),
+    "noise": noise,
+    "ablation": at_default(ABLATION),
+    "variants": at_default(VARIANTS),
+    "warm": warm,
+    "bucket": bucket,
+    "curves": curves,
+    "scales": scales,
 }

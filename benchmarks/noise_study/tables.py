@@ -156,25 +156,38 @@ def warm(study: Study) -> str:
 
 
 def bucket(study: Study) -> str:
-    """The bucket and faulty negatives where nothing, captions or clips are off topic."""
+    """The bucket and faulty negatives, with and without anything for them to find."""
+    of_bucket = (
+        ("NortonLoss", "E soft maximum, alpha 0.1", "bucket 30 % − none"),
+        ("J bucket 50 %", "E soft maximum, alpha 0.1", "bucket 50 % − none"),
+        ("learnable bucket", "entropic", "learnable − fixed, both entropic"),
+    )
+    of_beta = (
+        ("NortonLoss", "beta 0", "beta 0.3 − 0, beside the video-paragraph term"),
+        ("ClipCaptionOTLoss", "InfoNCE", "beta 0.3 − 0, alone"),
+    )
+    asked = [
+        *(
+            (f"{kind} {100 * level:.0f} %" if level else kind, {"noise": kind, "level": level}, d)
+            for kind, level in parts.OFF_TOPIC
+            for d in (*of_bucket, *of_beta)
+        ),
+        *(
+            (f"batch of {videos}", {"noise": "default", "batch_videos": videos}, d)
+            for videos in parts.BATCHES
+            for d in of_beta
+        ),
+    ]
     lines = []
-    for kind, level in parts.OFF_TOPIC:
-        found = study.by_objective("bucket", noise=kind, level=level)
-        for name, other, what in (
-            ("NortonLoss", "E soft maximum, alpha 0.1", "bucket 30 % − none"),
-            ("J bucket 50 %", "E soft maximum, alpha 0.1", "bucket 50 % − none"),
-            ("learnable bucket", "entropic", "learnable − fixed, both entropic"),
-            ("NortonLoss", "beta 0", "beta 0.3 − 0, beside the video-paragraph term"),
-            ("ClipCaptionOTLoss", "InfoNCE", "beta 0.3 − 0, alone"),
-        ):
-            line = [f"{kind} {100 * level:.0f} %" if level else kind, what]
-            if name not in found or other not in found:
-                lines.append([*line, NOT_MEASURED, ""])
-                continue
-            claims = 2 * 5 * len(parts.OFF_TOPIC)
-            differences = (found[name].minus(found[other], task, claims) for task in BOTH)
-            lines.append([*line, *(d.signed for d in differences)])
-    return markdown(["noise", "difference", *BOTH], lines)
+    for where, change, (name, other, what) in asked:
+        found = study.by_objective("bucket", **change)
+        if name not in found or other not in found:
+            lines.append([where, what, NOT_MEASURED, ""])
+            continue
+        claims = len(BOTH) * len(asked)
+        differences = (found[name].minus(found[other], task, claims) for task in BOTH)
+        lines.append([where, what, *(d.signed for d in differences)])
+    return markdown(["", "difference", *BOTH], lines)
 
 
 def curves(study: Study) -> str:
@@ -209,7 +222,7 @@ def scales(study: Study) -> str:
     lines = []
     for what, change in (
         *((f"{n} steps a video", {"lengths": (n, n)}) for n, _ in parts.LENGTHS),
-        *((f"batch of {b}", {"batch_videos": b}) for b in (4, 16)),
+        *((f"batch of {b}", {"batch_videos": b}) for b in parts.BATCHES),
         *((f"width {w}", {"width": w}) for w in (32, 128)),
     ):
         wanted = replace(base, videos=300, **change)
