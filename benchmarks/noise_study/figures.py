@@ -16,8 +16,9 @@ from benchmarks.noise_study.tasks import CLIPS
 COLOURS = {
     "InfoNCE": "tab:red",
     "MIL-NCE": "tab:orange",
+    "token max (FILIP)": "tab:green",
+    "NortonVideoParagraphLoss": "tab:cyan",
     "NortonLoss": "tab:blue",
-    "NortonLoss.released": "tab:cyan",
 }
 
 
@@ -65,7 +66,7 @@ def curves(study: Study) -> Any:
     figure, rows = _subplots(2, 2)
     found = study.by_objective("curves")
     for axes, task in zip(rows, BOTH, strict=True):
-        for name, colour in {**COLOURS, "pooled cosine alone": "tab:green"}.items():
+        for name, colour in {**COLOURS, "pooled cosine alone": "tab:gray"}.items():
             if name not in found:
                 continue
             curve = [row["curve"] for row in found[name].rows.values()]

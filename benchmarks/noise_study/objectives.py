@@ -161,6 +161,10 @@ VARIANTS: dict[str, Objective] = {
             clip_caption=ClipCaptionOTLoss(0.3, temperature=0.2, learnable_temperature=False)
         )
     ),
+    "clip-caption temperature 0.4": variant(lambda: norton(temperature=0.4)),
+    "clip-caption temperature 0.8": variant(lambda: norton(temperature=0.8)),
+    "scale 5": variant(lambda: norton(scale=5.0)),
+    "scale 20": variant(lambda: norton(scale=20.0)),
     "beta 0": variant(lambda: norton(beta=0.0)),
     "beta 0.6": variant(lambda: norton(beta=0.6)),
     "learnable bucket": variant(

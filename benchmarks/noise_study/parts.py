@@ -11,7 +11,13 @@ from benchmarks.noise_study.run import Run
 from benchmarks.noise_study.search import Chosen
 
 SEEDS = range(5)
-HEADLINE = ("InfoNCE", "MIL-NCE", "NortonLoss", "NortonLoss.released")
+HEADLINE = (
+    "InfoNCE",
+    "MIL-NCE",
+    "token max (FILIP)",
+    "NortonVideoParagraphLoss",
+    "NortonLoss",
+)
 LEVELS = (0.2, 0.4, 0.6, 0.8)
 # Every second level of the kinds that a pilot found to matter less.
 NOISES = (
@@ -60,8 +66,12 @@ def warm(choose: Choose) -> list[Run]:
     """250 steps more after 500 of InfoNCE, as the paper goes on from a trained model."""
     names = (
         *HEADLINE,
+        "NortonLoss, tuned",
+        "NortonLoss.released",
         "NortonLoss.paper",
         "ClipCaptionOTLoss",
+        "clip-caption temperature 0.4",
+        "weight 3",
         "raw dot products",
         "InfoNCE of raw dot products",
     )

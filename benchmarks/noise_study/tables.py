@@ -96,21 +96,21 @@ def downstream(study: Study) -> str:
 
 def noise(study: Study) -> str:
     """The headline objectives at every kind and level of noise."""
-    head = ["noise", "level", "InfoNCE", "MIL-NCE", "NortonLoss", "NortonLoss − InfoNCE"]
-    head += ["− MIL-NCE", "by transport − InfoNCE"]
+    head = ["noise", "level", *parts.HEADLINE, "NortonLoss − InfoNCE", "− MIL-NCE"]
+    head += ["by transport − InfoNCE"]
     lines = []
     claims = 3 * (1 + len(parts.NOISES))
     for kind, level, searched in (("none", 0.0, "none"), *((*n, "default") for n in parts.NOISES)):
         found = of_noise(study, kind, level, searched)
         line = [kind, f"{100 * level:.0f} %" if level else f"settings of {searched} noise"]
-        if not {"InfoNCE", "MIL-NCE", "NortonLoss"} <= found.keys():
-            lines.append([*line, NOT_MEASURED, *[""] * 5])
+        if not set(parts.HEADLINE) <= found.keys():
+            lines.append([*line, NOT_MEASURED, *[""] * (len(head) - 3)])
             continue
         ours = found["NortonLoss"]
         lines.append(
             [
                 *line,
-                *(f"{found[name].of(CLIPS).mean:.1f}" for name in head[2:5]),
+                *(f"{found[name].of(CLIPS).mean:.1f}" for name in parts.HEADLINE),
                 ours.minus(found["InfoNCE"], CLIPS, claims).signed,
                 ours.minus(found["MIL-NCE"], CLIPS, claims).signed,
                 ours.minus(found["InfoNCE"], "transport", claims).signed,
