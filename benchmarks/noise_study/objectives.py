@@ -36,7 +36,14 @@ Settings = Mapping[str, float]
 LADDERS: dict[str, tuple[float, ...]] = {
     "learning_rate": (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
     "temperature": (0.05, 0.1, 0.2, 0.4, 0.8),  # of the clip-caption contrast, learned
-    "scale": (2.5, 5.0, 10.0, 20.0, 40.0),  # of the scores of sequences, 1 / temperature, fixed
+    "scale": (
+        1.25,
+        2.5,
+        5.0,
+        10.0,
+        20.0,
+        40.0,
+    ),  # of the scores of sequences, 1 / temperature, fixed
     "weight": (0.3, 1.0, 3.0),  # of the video-paragraph term
     "window": (0, 1, 2, 4, 16),  # of MIL-NCE, in captions to either side; 16 is the whole video
     "smoothing": (0.0, 0.01, 0.1, 1.0),  # of the minimum of an alignment
@@ -184,7 +191,7 @@ VARIANTS: dict[str, Objective] = {
     "scale by length": variant(lambda: norton(scale_by_length=True)),
 }
 
-# At scales 2.5 to 40, for every length of video.
+# At every scale, for every length of video.
 SCALES: dict[str, Objective] = {
     f"NortonLoss, scale {scale:g}": variant(lambda scale=scale: norton(scale=scale))
     for scale in LADDERS["scale"]

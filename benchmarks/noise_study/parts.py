@@ -150,10 +150,10 @@ def quick(choose: Choose) -> list[Run]:
 
 PARTS: dict[str, Part] = {
     "objectives": at_default(RIVALS),
-    "noise": noise,
-    "ablation": at_default(ABLATION),
     "variants": at_default(VARIANTS),
     "warm": warm,
+    "noise": noise,
+    "ablation": at_default(ABLATION),
     "bucket": bucket,
     "curves": curves,
     "scales": scales,
