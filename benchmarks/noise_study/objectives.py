@@ -34,7 +34,7 @@ Settings = Mapping[str, float]
 
 # A search moves along a ladder while the validation score rises, from the start that is named here.
 LADDERS: dict[str, tuple[float, ...]] = {
-    "learning_rate": (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+    "learning_rate": (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
     "temperature": (0.05, 0.1, 0.2, 0.4, 0.8),  # of the clip-caption contrast, learned
     "scale": (
         1.25,

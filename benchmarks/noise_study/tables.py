@@ -129,6 +129,27 @@ def of_noise(study: Study, kind: str, level: float, searched: str = "default") -
     }
 
 
+def headline(study: Study) -> str:
+    """What README shows of it."""
+    head = ["noise in training", "task", "InfoNCE", "MIL-NCE", "NortonLoss", "NortonLoss − InfoNCE"]
+    asked = (
+        ("none", of_noise(study, "none", 0.0, "none")),
+        ("default", study.by_objective("objectives")),
+        ("asynchrony 60 %", of_noise(study, "asynchrony", 0.6)),
+        ("all kinds 60 %", of_noise(study, "all", 0.6)),
+    )
+    lines = []
+    for what, found in asked:
+        for task in BOTH:
+            if not set(head[2:5]) <= found.keys():
+                lines.append([what, task, NOT_MEASURED, "", "", ""])
+                continue
+            difference = found["NortonLoss"].minus(found["InfoNCE"], task, len(BOTH) * len(asked))
+            cells = [str(found[name].of(task)) for name in head[2:5]]
+            lines.append([what, task, *cells, difference.signed])
+    return markdown(head, lines)
+
+
 def ablation(study: Study) -> str:
     """The published ablation, here and there."""
     found = study.by_objective("ablation")
@@ -284,6 +305,7 @@ TABLES: dict[str, Callable[[Study], str]] = {
     table.__name__: table
     for table in (
         targets,
+        headline,
         settings,
         objectives,
         downstream,

@@ -25,6 +25,7 @@ VOCABULARY = 1 + DIGITS + FILLERS  # word 0 is padding, then the digits' names, 
 STEPS = np.array(list(combinations(range(DIGITS), 3)))  # (120, 3)
 
 _NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_TRIES = 16  # to find a step that is not in a recipe; every one fails once in a billion times
 _LARGEST_JUMP = 4  # beside a drift of one step, so that no caption is off by more than five
 # How often each step is cooked: a few are everywhere and most are rare, as in real kitchens.
 _POPULARITY = np.random.default_rng(0).permutation((1.0 + np.arange(len(STEPS))) ** -0.7)
@@ -39,8 +40,8 @@ class Noise:
 
     shifted_videos: float = 0.5  # narration drifts by a step, and jumps by up to four more
     swapped_steps: float = 0.25  # pairs of steps, 1 and 2, 3 and 4, told in the other order
-    off_topic_captions: float = 0.3  # sentences about something that the video never shows
-    off_topic_clips: float = 0.3  # footage of something that the paragraph never tells
+    off_topic_captions: float = 0.3  # sentences about a step of another recipe
+    off_topic_clips: float = 0.3  # footage of a step of another recipe
     distractor_frames: float = 0.4  # share of a clip's frames that show none of its digits
     filler_words: float = 0.4  # share of a caption's words that name none of its digits
 
@@ -118,16 +119,15 @@ def make_corpus(
     """
     noise = noise or Noise()
     cooks, films, tells = (np.random.default_rng([seed, part, len(split)]) for part in range(3))
-    recipe, spares, digits = _draw_recipes(cooks, videos, *lengths)
+    recipe, spares = _draw_recipes(cooks, videos, *lengths)
     slots = np.broadcast_to(np.arange(lengths[1]), recipe.shape)
     valid = recipe != NOTHING
 
     off_topic = films.random(recipe.shape) < noise.off_topic_clips
     clip_place = np.where(valid & ~off_topic, slots, NOTHING)
-    clip_step = _steps_at(
-        clip_place, recipe, _off_topic_steps(films, digits, recipe.shape, 0), valid
-    )
+    clip_step = _steps_at(clip_place, recipe, _elsewhere(films, recipe))
 
+    elsewhere = _elsewhere(tells, recipe)
     told = _narrate(tells, valid, noise, order)
     off_topic = tells.random(recipe.shape) < noise.off_topic_captions
     caption_place = np.where(valid & ~off_topic, told, NOTHING)
@@ -135,9 +135,7 @@ def make_corpus(
         turn = np.where(valid, tells.random(recipe.shape), 2.0).argsort(1).argsort(1)
         replaced = turn < np.ceil(replaced_steps * valid.sum(1, keepdims=True))
         recipe = np.where(replaced, spares, recipe)
-    caption_step = _steps_at(
-        caption_place, recipe, _off_topic_steps(tells, digits, recipe.shape, 1), valid
-    )
+    caption_step = _steps_at(caption_place, recipe, elsewhere)
 
     frame_digit, frame_mask = _fill(films, clip_step, FRAMES, 2, noise.distractor_frames)
     named, word_mask = _fill(tells, caption_step, WORDS, 3, noise.filler_words)
@@ -157,31 +155,31 @@ def sentence(words: Tensor) -> str:
 
 def _draw_recipes(
     rng: np.random.Generator, videos: int, shortest: int, longest: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Recipes (B, N) of rows of STEPS, as many spare steps, and the digits (B, 10), unused last."""
-    digits = rng.permuted(np.tile(np.arange(DIGITS), (videos, 1)), axis=1)
-    usable = ~(STEPS[None, :, :, None] == digits[:, None, None, -2:]).any((2, 3))  # (B, 120)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Recipes (B, N) of rows of STEPS, and as many spare steps of the same eight digits."""
+    unused = rng.random((videos, DIGITS)).argsort(1)[:, :2]
+    usable = ~(STEPS[None, :, :, None] == unused[:, None, None]).any((2, 3))  # (B, 120)
     chance = np.cumsum(usable * _POPULARITY, axis=1)
     drawn = rng.random((videos, 2 * longest)) * chance[:, -1:]
     steps = (drawn[:, :, None] >= chance[:, None]).sum(2)
     length = rng.integers(shortest, longest + 1, videos)
     recipe, spares = np.split(steps, 2, axis=1)
     padded = np.arange(longest) >= length[:, None]
-    return np.where(padded, NOTHING, recipe), spares, digits
+    return np.where(padded, NOTHING, recipe), spares
 
 
-def _off_topic_steps(
-    rng: np.random.Generator, digits: np.ndarray, shape: tuple[int, ...], side: int
-) -> np.ndarray:
-    """(B, N) rows of STEPS with two digits of the recipe and one that it never uses.
+def _elsewhere(rng: np.random.Generator, recipe: np.ndarray) -> np.ndarray:
+    """(B, N) steps of the other recipes, none of which is in this one.
 
-    Clips and captions miss another digit, so that no off-topic caption fits an off-topic clip.
+    They are as chance would have it. If they always named digits that the video lacks, noise would
+    teach that what is shown is not told: with most captions off topic every objective would learn
+    to rank the right ones last.
     """
-    two = rng.random((*shape, DIGITS - 2)).argsort(-1)[..., :2]
-    used = np.take_along_axis(digits[:, None], two, axis=-1)
-    unused = np.broadcast_to(digits[:, None, DIGITS - 2 + side, None], (*shape, 1))
-    wanted = np.sort(np.concatenate([used, unused], axis=-1), axis=-1)
-    return (wanted[:, :, None] == STEPS).all(-1).argmax(-1)
+    steps = recipe[recipe != NOTHING]
+    drawn = steps[rng.integers(len(steps), size=(*recipe.shape, _TRIES))]
+    own = (drawn[..., None] == recipe[:, None, None]).any(-1)
+    first = own.argmin(-1)  # that is not in the recipe
+    return np.take_along_axis(drawn, first[..., None], axis=-1)[..., 0]
 
 
 def _narrate(rng: np.random.Generator, valid: np.ndarray, noise: Noise, order: str) -> np.ndarray:
@@ -207,12 +205,11 @@ def _narrate(rng: np.random.Generator, valid: np.ndarray, noise: Noise, order: s
     return np.where(inside, told, NOTHING)
 
 
-def _steps_at(
-    place: np.ndarray, recipe: np.ndarray, elsewhere: np.ndarray, valid: np.ndarray
-) -> np.ndarray:
+def _steps_at(place: np.ndarray, recipe: np.ndarray, elsewhere: np.ndarray) -> np.ndarray:
     """The steps at places of a recipe, those of `elsewhere` off topic, NOTHING where padded."""
     of_recipe = np.take_along_axis(recipe, place.clip(0), axis=1)
-    return np.where(valid, np.where(place == NOTHING, elsewhere, of_recipe), NOTHING)
+    shown = np.where(place == NOTHING, elsewhere, of_recipe)
+    return np.where(recipe == NOTHING, NOTHING, shown)
 
 
 def _fill(
