@@ -18,7 +18,6 @@ from benchmarks.harness.figures import draw_all
 from benchmarks.harness.results import COMMITTED, QUICK
 from benchmarks.harness.suite import Settings, run_suite
 from benchmarks.harness.tables import printed, rewrite_pages
-from benchmarks.noise_study import pages as noise_study
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -51,6 +50,8 @@ def plot(arguments: Sequence[str]) -> int:
     argparse.ArgumentParser("python -m benchmarks plot", description=plot.__doc__).parse_args(
         arguments
     )
+    from benchmarks.noise_study import pages as noise_study  # which needs scikit-learn
+
     _tell([*draw_all(COMMITTED), *rewrite_pages(), *noise_study.rebuild()])
     return 0
 
