@@ -35,12 +35,13 @@ def main(arguments: list[str] | None = None) -> None:
     np.random.default_rng(0).shuffle(videos)
     print(f"{len(videos)} videos, {held_out} of them held out. Encoding their sentences ...")
     encoder = SentenceEncoder()
-    features = [_encode(encoder, [side[video] for video in videos]) for side in annotators]
+    first, second = (_encode(encoder, [side[video] for video in videos]) for side in annotators)
+    asked = first[:held_out], second[:held_out]
     paragraphs = [(annotators[0][video], annotators[1][video]) for video in videos[:held_out]]
 
     hits: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in OBJECTIVES}
-    means = [[torch.stack([t.float().mean(0) for t in p]) for p in side] for side in features]
-    alone = evaluate(means[0][:held_out], means[1][:held_out], paragraphs)
+    means = [[torch.stack([t.float().mean(0) for t in p]) for p in side] for side in asked]
+    alone = evaluate(means[0], means[1], paragraphs)
     total = options.seeds * len(OBJECTIVES) * options.steps
     with tqdm(total=total, unit="step", mininterval=0.5) as bar:
         for seed in range(options.seeds):
@@ -50,13 +51,14 @@ def main(arguments: list[str] | None = None) -> None:
                 train(
                     towers,
                     loss,
-                    *(side[held_out:] for side in features),
+                    first[held_out:],
+                    second[held_out:],
                     seed=seed,
                     steps=options.steps,
                     on_step=bar.update,
                 )
-                sides = (towers.embed(side[:held_out], k) for k, side in enumerate(features))
-                hits[name].append(evaluate(*sides, paragraphs))
+                found = [towers.embed(side, number) for number, side in enumerate(asked)]
+                hits[name].append(evaluate(found[0], found[1], paragraphs))
 
     columns = [ENCODER, *OBJECTIVES, DIFFERENCE]
     rng = np.random.default_rng(0)

@@ -88,7 +88,8 @@ def read_ragged(name: str, segment: str, given: Sequences) -> Ragged:
             counts = sequence[kept.cpu()].bincount(minlength=len(counts))
             tokens, token_mask = tokens[kept], token_mask[kept]
         ragged = Ragged(tokens.detach(), counts, token_mask, None)
-    if empty := (ragged.counts == 0).nonzero().flatten().tolist():
+    empty: list[int] = (ragged.counts == 0).nonzero()[:, 0].tolist()  # pyright: ignore
+    if empty:
         shown = ", ".join(f"{name}[{i}]" for i in empty[:3]) + ", ..." * (len(empty) > 3)
         raise ValueError(
             f"each of {name} must have one {segment} at least, got none in {len(empty)} of "
