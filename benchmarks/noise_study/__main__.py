@@ -43,8 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for part in options.parts or ["search", *PARTS]:
             if part == "search":
                 study.search()
-            else:
-                study.do(part, PARTS[part](study.chosen))
+                continue
+            try:
+                runs = PARTS[part](study.chosen)
+            except MissingRunsError as error:
+                print(f"{part} waits for {error} of the search", file=sys.stderr)
+                return 1
+            study.do(part, runs)
     return 0
 
 

@@ -35,7 +35,7 @@ Settings = Mapping[str, float]
 # A search moves along a ladder while the validation score rises, from the start that is named here.
 LADDERS: dict[str, tuple[float, ...]] = {
     "learning_rate": (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
-    "temperature": (0.05, 0.1, 0.2, 0.4, 0.8),  # of the clip-caption contrast, learned
+    "temperature": (0.05, 0.1, 0.2, 0.4, 0.8, 1.0),  # of the clip-caption contrast, learned
     "scale": (
         1.25,
         2.5,
@@ -64,7 +64,7 @@ class Objective:
 
     build: Callable[..., nn.Module]
     knobs: tuple[str, ...] = ()  # beside the learning rate
-    like: str | None = None  # no search: the settings found for this objective
+    like: str | None = None  # no search: those of its knobs that were found for this objective
     start: Settings = field(default_factory=dict)  # where it is not that of START
 
 
@@ -141,8 +141,10 @@ RIVALS: dict[str, Objective] = {
 
 # The rows of the published ablation; A is InfoNCE and B ClipCaptionOTLoss.
 ABLATION: dict[str, Objective] = {
-    "A no video-paragraph term": variant(lambda: ClipCaptionOTLoss(beta=0.0)),
-    "B + faulty negatives": variant(ClipCaptionOTLoss),
+    "A no video-paragraph term": Objective(
+        lambda **knobs: ClipCaptionOTLoss(beta=0.0, **knobs), ("temperature",), like="InfoNCE"
+    ),
+    "B + faulty negatives": Objective(ClipCaptionOTLoss, ("temperature",), like="InfoNCE"),
     "C mean of tokens": variant(lambda: norton(MeanSimilarity(), _without_bucket())),
     "D maximum of tokens": variant(lambda: norton(MaxSimilarity(), _without_bucket())),
     "E soft maximum, alpha 0.1": variant(
@@ -181,7 +183,11 @@ VARIANTS: dict[str, Objective] = {
     ),
     "entropic": variant(lambda: norton(measure=TransportMeasure(objective="entropic"))),
     "raw dot products": variant(lambda: norton(normalize=False)),
-    "InfoNCE of raw dot products": variant(lambda: ClipCaptionOTLoss(beta=0.0, normalize=False)),
+    "InfoNCE of raw dot products": Objective(
+        lambda **knobs: ClipCaptionOTLoss(beta=0.0, normalize=False, **knobs),
+        ("temperature",),
+        like="InfoNCE",
+    ),
     "weight 0.3": variant(lambda: norton(weight=0.3)),
     "weight 3": variant(lambda: norton(weight=3.0)),
     "weight ramped": variant(lambda: RampedWeight(norton(), 250)),

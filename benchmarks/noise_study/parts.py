@@ -94,7 +94,7 @@ def bucket(choose: Choose) -> list[Run]:
         "learnable bucket",
         "entropic",
     )
-    faulty = ("NortonLoss", "beta 0", "ClipCaptionOTLoss", "InfoNCE")
+    faulty = ("NortonLoss", "beta 0", "B + faulty negatives", "A no video-paragraph term")
     runs = [
         Run(name, choose(name), kind, level, seed)
         for seed in SEEDS

@@ -23,6 +23,7 @@ from examples.handwritten_howto.towers import Towers
 from examples.handwritten_howto.training import train
 from norton_losses.contrastive import COLDEST, HOTTEST
 
+VERSION = 2  # raise it when the corpus or an objective changes: rows on file are then of no run
 TRAINING_VIDEOS, VALIDATION_VIDEOS = 2000, 400
 Row = dict[str, Any]
 
@@ -51,7 +52,7 @@ class Run:
         """A digest of what differs from the defaults, so that a new field leaves old keys alone."""
         values = asdict(self)
         told = {f.name: values[f.name] for f in fields(self) if values[f.name] != f.default}
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([VERSION, told]).encode()).hexdigest()[:16]
 
 
 def noise_of(kind: str, level: float) -> Noise:
@@ -153,7 +154,7 @@ def _temperatures(loss: torch.nn.Module) -> dict[str, float]:
     return {
         name.removesuffix(".log_scale"): round((-value).exp().clamp(COLDEST, HOTTEST).item(), 4)
         for name, value in loss.state_dict().items()
-        if name.endswith("log_scale")
+        if name.endswith("log_scale") and ".inner." not in name  # which a floor hides
     }
 
 

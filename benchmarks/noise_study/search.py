@@ -24,7 +24,7 @@ class MissingRunsError(Exception):
     """Runs that the search cannot go on without."""
 
     def __init__(self, runs: list[Run]) -> None:
-        super().__init__(f"{len(runs)} runs are missing")
+        super().__init__(f"{len(runs)} runs")
         self.runs = runs
 
 
@@ -37,7 +37,7 @@ def choose(objective: str, rows: Rows, noise: str = "default") -> tuple[Chosen, 
     like = OBJECTIVES[objective].like
     if like is not None:
         found, tried = choose(like, rows, noise)
-        return tuple(item for item in found if item[0] == "learning_rate"), tried
+        return tuple(item for item in found if item[0] in _knobs(objective)), tried
     settings = {knob: START[knob] for knob in _knobs(objective)}
     seen: dict[Chosen, float] = {}
 

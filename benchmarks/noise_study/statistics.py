@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cache
 
 import numpy as np
+from scipy.stats import t as student
 
 from benchmarks.noise_study.rows import Rows
 from benchmarks.noise_study.run import Row, Run
 
-_DRAWS = 20_000
-
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean in per cent, with a bootstrap interval over seeds and blocks of videos."""
+    """A mean in per cent, with an interval over seeds and blocks of videos."""
 
     mean: float
     low: float
@@ -66,24 +64,22 @@ def samples(runs: Iterable[Run], rows: Rows) -> dict[Run, Sample]:
 
 
 def _estimate(values: np.ndarray, level: float) -> Estimate:
-    """Both seeds and blocks are drawn anew, with replacement.
+    """Seeds and blocks are crossed: both vary, and each block is seen by every seed.
 
-    Means of few seeds, drawn with replacement, spread too little, by (n - 1) / n in their variance:
-    deviations of the seeds are widened by as much.
+    The variance of the mean is (MS_seeds + MS_blocks - MS_rest) / (seeds blocks), of mean squares;
+    the interval is that of Student, with as many degrees of freedom as there are seeds but one.
     """
     seeds, blocks = values.shape
-    centre = values.mean(0)
-    if seeds > 1:
-        values = centre + (values - centre) * np.sqrt(seeds / (seeds - 1))
-    of_seeds, of_blocks = _weights(seeds, blocks)
-    drawn = 100 * ((of_seeds @ values) * of_blocks).sum(1)
-    low, high = np.percentile(drawn, [50 * (1 - level), 50 * (1 + level)])
-    return Estimate(100 * float(centre.mean()), float(low), float(high), seeds)
-
-
-@cache
-def _weights(seeds: int, blocks: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each seed and block is drawn, as shares: (draws, seeds) and (draws, blocks)."""
-    rng = np.random.default_rng(0)
-    one, other = (rng.multinomial(n, np.full(n, 1 / n), size=_DRAWS) / n for n in (seeds, blocks))
-    return one, other
+    mean = values.mean()
+    of_blocks = seeds * values.mean(0).var(ddof=1)
+    if seeds == 1:
+        variance, freedom = of_blocks / blocks, blocks - 1
+    else:
+        rest = values - values.mean(0) - values.mean(1, keepdims=True) + mean
+        of_rest = (rest**2).sum() / ((seeds - 1) * (blocks - 1))
+        of_seeds = blocks * values.mean(1).var(ddof=1)
+        variance = max(of_seeds, of_blocks, of_seeds + of_blocks - of_rest) / (seeds * blocks)
+        freedom = seeds - 1
+    reach = student.ppf(0.5 + level / 2, freedom) * np.sqrt(variance)
+    low, high = 100 * (mean - reach), 100 * (mean + reach)
+    return Estimate(100 * float(mean), float(low), float(high), seeds)

@@ -185,7 +185,7 @@ def bucket(study: Study) -> str:
     )
     of_beta = (
         ("NortonLoss", "beta 0", "beta 0.3 − 0, beside the video-paragraph term"),
-        ("ClipCaptionOTLoss", "InfoNCE", "beta 0.3 − 0, alone"),
+        ("B + faulty negatives", "A no video-paragraph term", "beta 0.3 − 0, alone"),
     )
     asked = [
         *(
@@ -283,20 +283,21 @@ def targets(study: Study) -> str:
 
     default = study.by_objective("objectives")
 
+    high = [(k, v) for k, v in parts.NOISES if k in ("all", "asynchrony") and v >= 0.3]
+    claims = 5 + len(BOTH) * len(high)
     for task, least in ((CLIPS, 8), ("transport", 15)):
-        found = compare(default, "InfoNCE", task, 2)
+        found = compare(default, "InfoNCE", task, claims)
         met = None if found is None else found.mean >= least and found.low > 0
         line(f"{task}, default noise, − InfoNCE", f"≥ {least}, interval above 0", found, met)
-    high = [(k, v) for k, v in parts.NOISES if k in ("all", "asynchrony") and v >= 0.3]
     for kind, level in high:
         for task in BOTH:
-            found = compare(of_noise(study, kind, level), "InfoNCE", task, 2 * len(high))
+            found = compare(of_noise(study, kind, level), "InfoNCE", task, claims)
             what = f"{task}, {kind} {100 * level:.0f} %, − InfoNCE"
             line(what, "interval above 0", found, None if found is None else found.low > 0)
     for task in BOTH:
-        found = compare(of_noise(study, "none", 0.0, "none"), "InfoNCE", task, 2)
-        line(f"{task}, no noise, − InfoNCE", "interval reaches 0", found, found and found.high >= 0)
-    found = compare(of_noise(study, "all", 0.6), "MIL-NCE", CLIPS)
+        found = compare(of_noise(study, "none", 0.0, "none"), "InfoNCE", task, claims)
+        line(f"{task}, no noise, − InfoNCE", "interval above −2", found, found and found.low > -2)
+    found = compare(of_noise(study, "all", 0.6), "MIL-NCE", CLIPS, claims)
     line(f"{CLIPS}, all 60 %, − MIL-NCE", "interval above 0", found, found and found.low > 0)
     return markdown(["difference", "target", "measured", "met"], lines)
 

@@ -147,6 +147,8 @@ def _question_answering(clips: Tensor, captions: Tensor, corpus: Corpus) -> np.n
     count = np.bincount(told[told != NOTHING], minlength=len(STEPS))
     video, _ = shown = np.nonzero((corpus.clip_step != NOTHING).numpy())
     steps = _alternatives(corpus.clip_step.numpy()[shown], rng)  # the right one first
+    if not count[steps].all():
+        raise ValueError("every step must be told by some caption; draw more videos")
     chosen = order[first[steps] + (rng.random(steps.shape) * count[steps]).astype(int)]
     places = rng.permuted(np.tile(np.arange(_CHOICES), (len(steps), 1)), axis=1)
     chosen = np.take_along_axis(chosen, places, axis=1)

@@ -26,7 +26,7 @@ STEPS = np.array(list(combinations(range(DIGITS), 3)))  # (120, 3)
 
 _NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 _TRIES = 16  # to find a step that is not in a recipe; every one fails once in a billion times
-_LARGEST_JUMP = 4  # beside a drift of one step, so that no caption is off by more than five
+_LARGEST_JUMP = 4  # beside a drift of one step: off by five at most, and by six if swapped
 # How often each step is cooked: a few are everywhere and most are rare, as in real kitchens.
 _POPULARITY = np.random.default_rng(0).permutation((1.0 + np.arange(len(STEPS))) ** -0.7)
 
@@ -42,8 +42,8 @@ class Noise:
     swapped_steps: float = 0.25  # pairs of steps, 1 and 2, 3 and 4, told in the other order
     off_topic_captions: float = 0.3  # sentences about a step of another recipe
     off_topic_clips: float = 0.3  # footage of a step of another recipe
-    distractor_frames: float = 0.4  # share of a clip's frames that show none of its digits
-    filler_words: float = 0.4  # share of a caption's words that name none of its digits
+    distractor_frames: float = 0.4  # of a clip's frames, which then may miss some of its digits
+    filler_words: float = 0.4  # of a caption's words
 
     @classmethod
     def none(cls) -> Noise:
@@ -109,7 +109,7 @@ def make_corpus(
         split: whose scans to show.
         noise: None means `Noise()`.
         seed: of everything random; the recipes and the footage depend on nothing but it, `videos`,
-            `split` and the noise of footage.
+            `split`, `lengths` and the noise of footage.
         order: of the narration. Shuffled paragraphs tell the same steps in random order, so that
             order helps nobody.
         replaced_steps: share of a recipe's steps that the paragraph replaces by others of the same
@@ -156,16 +156,21 @@ def sentence(words: Tensor) -> str:
 def _draw_recipes(
     rng: np.random.Generator, videos: int, shortest: int, longest: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Recipes (B, N) of rows of STEPS, and as many spare steps of the same eight digits."""
+    """Recipes (B, N) of rows of STEPS, and as many other steps of the same eight digits."""
     unused = rng.random((videos, DIGITS)).argsort(1)[:, :2]
     usable = ~(STEPS[None, :, :, None] == unused[:, None, None]).any((2, 3))  # (B, 120)
-    chance = np.cumsum(usable * _POPULARITY, axis=1)
-    drawn = rng.random((videos, 2 * longest)) * chance[:, -1:]
-    steps = (drawn[:, :, None] >= chance[:, None]).sum(2)
+    recipe = _draw_steps(rng, usable * _POPULARITY, longest)
     length = rng.integers(shortest, longest + 1, videos)
-    recipe, spares = np.split(steps, 2, axis=1)
-    padded = np.arange(longest) >= length[:, None]
-    return np.where(padded, NOTHING, recipe), spares
+    recipe = np.where(np.arange(longest) >= length[:, None], NOTHING, recipe)
+    own = (recipe[:, :, None] == np.arange(len(STEPS))).any(1)
+    return recipe, _draw_steps(rng, (usable & ~own) * _POPULARITY, longest)
+
+
+def _draw_steps(rng: np.random.Generator, weights: np.ndarray, count: int) -> np.ndarray:
+    """(B, count) rows of STEPS, drawn by weights (B, 120)."""
+    chance = np.cumsum(weights, axis=1)
+    drawn = rng.random((len(weights), count)) * chance[:, -1:]
+    return (drawn[:, :, None] >= chance[:, None]).sum(2)
 
 
 def _elsewhere(rng: np.random.Generator, recipe: np.ndarray) -> np.ndarray:
@@ -217,17 +222,18 @@ def _fill(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Entries (B, N, room) and their mask: the step's three digits in random order, among others.
 
-    Between `room - slack` and `room` entries are valid: every digit once, then NOTHING at the rate
-    of the noise, or a digit once more.
+    Between `room - slack` and `room` entries are valid: NOTHING at the rate of the noise, but for
+    one at least; of the rest every digit once, as far as they go, then digits once more.
     """
     shape = (*step.shape, room)
-    digits = STEPS[step]
+    digits = rng.permuted(STEPS[step], axis=-1)
     count = rng.integers(room - slack, room + 1, step.shape)
-    nothing = np.minimum(rng.binomial(count, noise), count - 3)
-    again = np.take_along_axis(digits, rng.integers(3, size=shape), axis=-1)
-    entries = np.where(np.arange(room) < 3 + nothing[..., None], NOTHING, again)
+    nothing = np.minimum(rng.binomial(count, noise), count - 1)
+    entries = np.take_along_axis(digits, rng.integers(3, size=shape), axis=-1)
     entries[..., :3] = digits
-    mask = np.arange(room) < count[..., None]
+    slot = np.arange(room)
+    mask = slot < count[..., None]
+    entries = np.where(slot < (count - nothing)[..., None], entries, NOTHING)
     order = np.where(mask, rng.random(shape), 2.0).argsort(-1)
     entries = np.take_along_axis(entries, order, axis=-1)
     return entries, mask & (step != NOTHING)[..., None]
