@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -29,8 +29,6 @@ from norton_losses import (
     SoftMaximumSimilarity,
     TransportMeasure,
 )
-
-Settings = Mapping[str, float]
 
 # A search moves along a ladder while the validation score rises, from the start that is named here.
 LADDERS: dict[str, tuple[float, ...]] = {
@@ -65,7 +63,6 @@ class Objective:
     build: Callable[..., nn.Module]
     knobs: tuple[str, ...] = ()  # beside the learning rate
     like: str | None = None  # no search: those of its knobs that were found for this objective
-    start: Settings = field(default_factory=dict)  # where it is not that of START
 
 
 def norton(

@@ -1,7 +1,7 @@
 """The real scans: 1,797 handwritten digits of 8 x 8 pixels that scikit-learn ships, by split.
 
-Writers filled in one form each, and the forms follow each other in the file, so a cut between two
-forms parts the writers: no hand that a model was trained on is in validation or test.
+Writers filled in forms that follow each other in the file, and the cuts are between two forms: the
+hands of validation and test are, as far as the file tells, others than those of training.
 """
 
 from __future__ import annotations
