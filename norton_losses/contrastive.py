@@ -116,7 +116,7 @@ def check_square(name: str, logits: Tensor) -> None:
         )
 
 
-class _ClampWithReturn(torch.autograd.Function):
+class ClampWithReturn(torch.autograd.Function):
     """Clamp whose gradient vanishes outside the bounds only where it points further outwards.
 
     With a plain clamp, a parameter that one large step carried out of bounds would never return.
@@ -173,7 +173,7 @@ class Temperature(ScalarState):
     def forward(self) -> Tensor:
         log_scale = up_cast(self.log_scale, working_dtype(self.log_scale)).reshape(())
         bounds = -math.log(HOTTEST), -math.log(COLDEST)
-        return (-_ClampWithReturn.apply(log_scale, *bounds)).exp()  # pyright: ignore
+        return (-ClampWithReturn.apply(log_scale, *bounds)).exp()  # pyright: ignore
 
     def extra_repr(self) -> str:
         return f"log_scale={self.log_scale.item():.4f}, learnable={self.log_scale.requires_grad}"

@@ -52,7 +52,7 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
             optimiser.
         scale_by_length: multiply the logits by L, the mean number of valid clips and captions of
             the sequences that are valid on both sides, one number for the batch, as the authors'
-            code does. Long videos then have sharp logits; the default is the same over lengths.
+            code does: logits are then sharper the longer the videos are.
 
     Raises:
         ValueError: a temperature out of range.

@@ -113,6 +113,8 @@ class TestCorpus:
     def test_noise_comes_at_its_rates(self) -> None:
         corpus = make_corpus(1000, "train")
         valid = corpus.clip_step != NOTHING
+        right = corpus.truth.diagonal(dim1=1, dim2=2)[valid].float().mean().item()
+        assert right == pytest.approx(0.26, abs=0.01)  # as README says
         off_topic = (corpus.clip_place == NOTHING)[valid].float().mean().item()
         assert off_topic == pytest.approx(0.3, abs=0.02)
         told = corpus.caption_place != NOTHING

@@ -27,7 +27,6 @@ from benchmarks.noise_study.rivals import (
     RampedWeight,
     SequenceContrast,
     TokenMaxContrast,
-    diagonal,
 )
 from benchmarks.noise_study.rows import FULL_ROWS, Rows, validate
 from benchmarks.noise_study.run import Run, execute, noise_of
@@ -35,6 +34,7 @@ from benchmarks.noise_study.statistics import Sample, samples
 from benchmarks.noise_study.tasks import BLOCKS, SELECTION, TASKS, Exam, examine, in_blocks
 from examples.handwritten_howto.corpus import Noise
 from examples.handwritten_howto.towers import Towers
+from examples.paragraph_alignment.evaluation import diagonal
 from norton_losses import (
     CaptionAverage,
     ClipCaptionOTLoss,
@@ -142,6 +142,9 @@ class TestRivals:
         assert temperature().item() == pytest.approx(0.1)
         temperature.inner.log_scale.data += 1
         assert temperature().item() == pytest.approx(0.07)
+        (-temperature()).backward()  # a loss that falls with the temperature may raise it again
+        assert temperature.inner.log_scale.grad is not None
+        assert temperature.inner.log_scale.grad > 0
 
     def test_the_ablation_ends_at_the_default(self) -> None:
         default, built = NortonLoss(), ABLATION["I bucket 30 %"].build()
@@ -302,13 +305,17 @@ class TestRows:
 
     def test_committed_rows_keep_the_schema_and_are_of_todays_objectives(self) -> None:
         rows = Rows(FULL_ROWS)
-        for row in rows._by_key.values():
+        for key, row in rows._by_key.items():
             assert row["run"]["objective"] in OBJECTIVES
+            settings = tuple(sorted(row["run"]["settings"].items()))
+            lengths = tuple(row["run"]["lengths"])
+            run = Run(**{**row["run"], "settings": settings, "lengths": lengths})
+            assert run.key == key, "of another version of the study"
 
 
 class TestStatistics:
     def sample(self, shares: np.ndarray) -> Sample:
-        sample = Sample(Run("InfoNCE", SETTINGS))
+        sample = Sample()
         for seed, blocks in enumerate(shares):
             sample.rows[seed] = {"tasks": {"transport": blocks.tolist()}}
         return sample

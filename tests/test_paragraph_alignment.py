@@ -15,7 +15,7 @@ from examples.paragraph_alignment.__main__ import SAMPLE, main
 from examples.paragraph_alignment.annotations import Paragraph, load_annotations, overlap
 from examples.paragraph_alignment.encoder import WIDTH, SentenceEncoder
 from examples.paragraph_alignment.evaluation import MEASURES, diagonal, evaluate
-from examples.paragraph_alignment.training import OBJECTIVES, LinearTowers, train
+from examples.paragraph_alignment.training import OBJECTIVES, LinearTowers, pooled, train
 
 FILES = [SAMPLE / f"annotator_{number}.json" for number in (1, 2)]
 
@@ -102,7 +102,7 @@ def test_training_takes_paragraphs_of_unequal_lengths(objective: str) -> None:
     train(towers, loss, *sides, seed=0, steps=2, on_step=lambda: steps.append(1))
     assert len(steps) == 2
     assert all(not torch.equal(p, b) for p, b in zip(towers.parameters(), before, strict=True))
-    assert [len(e) for e in towers.embed(sides[1], 1)] == [2, 4, 2]
+    assert [len(e) for e in towers.embed(pooled(sides[1]), 1)] == [2, 4, 2]
 
 
 @pytest.mark.slow

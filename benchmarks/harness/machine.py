@@ -94,6 +94,7 @@ def free_bytes(device: str) -> float:
 
 
 def cpu_name() -> str:
+    """As the processor calls itself."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

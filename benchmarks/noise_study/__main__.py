@@ -13,11 +13,10 @@ from multiprocessing import get_context
 
 from tqdm import tqdm
 
-from benchmarks.noise_study.objectives import OBJECTIVES, RIVALS, START
-from benchmarks.noise_study.parts import HEADLINE, PARTS, quick
+from benchmarks.noise_study.parts import PARTS, SEARCHES, quick
 from benchmarks.noise_study.rows import FULL_ROWS, QUICK_ROWS, Rows
 from benchmarks.noise_study.run import Row, Run, execute
-from benchmarks.noise_study.search import Chosen, MissingRunsError, choose
+from benchmarks.noise_study.search import Chosen, MissingRunsError, choose, start_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,32 +33,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     deadline = time.monotonic() + 60 * options.minutes
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers, which import torch anew
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as executor:
-        study = Study(
-            Rows(QUICK_ROWS if options.quick else FULL_ROWS), executor, options.workers, deadline
-        )
+        rows = Rows(QUICK_ROWS if options.quick else FULL_ROWS)
+        runner = Runner(rows, executor, options.workers, deadline)
         if options.quick:
-            study.do("quick", quick(_at_start))
+            runner.do("quick", quick(start_of))
             return 0
         for part in options.parts or ["search", *PARTS]:
             if part == "search":
-                study.search()
+                runner.search()
                 continue
             try:
-                runs = PARTS[part](study.chosen)
+                runs = PARTS[part](runner.chosen)
             except MissingRunsError as error:
                 print(f"{part} waits for {error} of the search", file=sys.stderr)
                 return 1
-            study.do(part, runs)
+            runner.do(part, runs)
     return 0
 
 
-def _at_start(objective: str) -> Chosen:
-    knobs = (*OBJECTIVES[objective].knobs, "learning_rate")
-    return tuple(sorted((knob, START[knob]) for knob in knobs))
-
-
 @dataclass
-class Study:
+class Runner:
     """Rows on file, and workers for those that are missing."""
 
     rows: Rows
@@ -69,8 +62,7 @@ class Study:
 
     def search(self) -> None:
         """All objectives climb side by side, so that no worker waits."""
-        searches = [(name, "default") for name in RIVALS] + [(name, "none") for name in HEADLINE]
-        while wanted := [run for search in searches for run in self._next(*search)]:
+        while wanted := [run for search in SEARCHES for run in self._next(*search)]:
             if time.monotonic() > self.deadline:
                 return
             self.do("search", wanted)

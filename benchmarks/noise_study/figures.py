@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.noise_study import parts
 from benchmarks.noise_study.objectives import ABLATION, LADDERS, SCALES
+from benchmarks.noise_study.run import Run
 from benchmarks.noise_study.tables import BOTH, Study, of_noise
 from benchmarks.noise_study.tasks import CLIPS
 
@@ -91,7 +92,8 @@ def scales(study: Study) -> Any:
                 for scale, name in zip(LADDERS["scale"], SCALES, strict=True)
                 for run, sample in found.items()
                 if run.objective == name
-                and (run.lengths, run.batch_videos, run.width) == ((length, length), 8, 64)
+                and run.lengths == (length, length)
+                and (run.batch_videos, run.width) == (Run.batch_videos, Run.width)
             ]
             if points:
                 axis.plot(*zip(*points, strict=True), "o-", label=f"{length} steps a video")

@@ -13,9 +13,10 @@ from benchmarks.noise_study.rivals import (
     RampedWeight,
     SequenceContrast,
     TokenMaxContrast,
-    diagonal,
 )
+from examples.paragraph_alignment.evaluation import diagonal
 from norton_losses import (
+    AbstractSequenceMeasure,
     AbstractTokenSimilarity,
     CaptionAverage,
     ClipCaptionOTLoss,
@@ -29,19 +30,13 @@ from norton_losses import (
     SoftMaximumSimilarity,
     TransportMeasure,
 )
+from norton_losses.sequence_measures import MeasureFunction
 
 # A search moves along a ladder while the validation score rises, from the start that is named here.
 LADDERS: dict[str, tuple[float, ...]] = {
     "learning_rate": (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
     "temperature": (0.05, 0.1, 0.2, 0.4, 0.8, 1.0),  # of the clip-caption contrast, learned
-    "scale": (
-        1.25,
-        2.5,
-        5.0,
-        10.0,
-        20.0,
-        40.0,
-    ),  # of the scores of sequences, 1 / temperature, fixed
+    "scale": (1.25, 2.5, 5.0, 10.0, 20.0, 40.0),  # of sequences, 1 / temperature, fixed
     "weight": (0.3, 1.0, 3.0),  # of the video-paragraph term
     "window": (0, 1, 2, 4, 16),  # of MIL-NCE, in captions to either side; 16 is the whole video
     "smoothing": (0.0, 0.01, 0.1, 1.0),  # of the minimum of an alignment
@@ -64,10 +59,15 @@ class Objective:
     knobs: tuple[str, ...] = ()  # beside the learning rate
     like: str | None = None  # no search: those of its knobs that were found for this objective
 
+    @property
+    def all_knobs(self) -> tuple[str, ...]:
+        """In the order of the search."""
+        return (*self.knobs, "learning_rate")
+
 
 def norton(
     similarity: AbstractTokenSimilarity | None = None,
-    measure: object = None,
+    measure: AbstractSequenceMeasure | MeasureFunction | None = None,
     *,
     beta: float = 0.3,
     temperature: float = 0.2,
@@ -78,7 +78,7 @@ def norton(
 ) -> NortonLoss:
     """`NortonLoss()`, with one thing replaced or another."""
     return NortonLoss(
-        NortonVideoParagraphLoss(similarity, measure, temperature=1 / scale, **of_videos),  # type: ignore[arg-type]
+        NortonVideoParagraphLoss(similarity, measure, temperature=1 / scale, **of_videos),
         ClipCaptionOTLoss(beta, temperature=temperature, normalize=normalize),
         weight=weight,
     )

@@ -18,6 +18,11 @@ HEADLINE = (
     "NortonVideoParagraphLoss",
     "NortonLoss",
 )
+# What is searched for, and at which noise.
+SEARCHES = (
+    *((name, "default") for name in RIVALS),
+    *((name, "none") for name in HEADLINE),
+)
 LEVELS = (0.2, 0.4, 0.6, 0.8)
 # Every second level of the kinds that a pilot found to matter less.
 NOISES = (

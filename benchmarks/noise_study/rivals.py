@@ -17,6 +17,7 @@ from norton_losses import (
     Segments,
     Temperature,
 )
+from norton_losses.contrastive import HOTTEST, ClampWithReturn
 from norton_losses.functional import clip_caption_loss
 
 
@@ -92,13 +93,6 @@ class SequenceContrast(nn.Module):
         return self.infonce(video, text) + sequences
 
 
-def diagonal(similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor) -> Tensor:
-    """Mean similarity of clip i with caption i: what transport is in place of."""
-    both = clip_mask[:, None] & caption_mask[None]
-    values = similarity.diagonal(dim1=-2, dim2=-1).masked_fill(~both, 0)
-    return values.sum(-1) / both.sum(-1).clamp(min=1)
-
-
 class RampedWeight(nn.Module):
     """A NortonLoss whose video-paragraph term comes in over the first steps."""
 
@@ -121,4 +115,5 @@ class Floored(nn.Module):
         self.inner, self.floor = Temperature(start), floor
 
     def forward(self) -> Tensor:
-        return self.inner().clamp(min=self.floor)
+        # As the bounds of a temperature: a plain clamp would never let it rise again.
+        return ClampWithReturn.apply(self.inner(), self.floor, HOTTEST)  # pyright: ignore

@@ -37,8 +37,8 @@ def choose(objective: str, rows: Rows, noise: str = "default") -> tuple[Chosen, 
     like = OBJECTIVES[objective].like
     if like is not None:
         found, tried = choose(like, rows, noise)
-        return tuple(item for item in found if item[0] in _knobs(objective)), tried
-    settings = {knob: START[knob] for knob in _knobs(objective)}
+        return tuple(item for item in found if item[0] in OBJECTIVES[objective].all_knobs), tried
+    settings = dict(start_of(objective))
     seen: dict[Chosen, float] = {}
 
     def score(trials: list[dict[str, float]]) -> list[float]:
@@ -55,7 +55,7 @@ def choose(objective: str, rows: Rows, noise: str = "default") -> tuple[Chosen, 
         seen.update((tuple(sorted(t.items())), s) for t, s in zip(trials, means, strict=True))
         return means.tolist()
 
-    for knob in _knobs(objective):
+    for knob in OBJECTIVES[objective].all_knobs:
         ladder = LADDERS[knob]
         place = ladder.index(settings[knob])
         # Both neighbours at once, so that workers have something to do; the first wins a tie.
@@ -75,5 +75,6 @@ def choose(objective: str, rows: Rows, noise: str = "default") -> tuple[Chosen, 
     return tuple(sorted(settings.items())), len(seen)
 
 
-def _knobs(objective: str) -> tuple[str, ...]:
-    return (*OBJECTIVES[objective].knobs, "learning_rate")
+def start_of(objective: str) -> Chosen:
+    """Where the search begins, and what a study without one uses."""
+    return tuple(sorted((knob, START[knob]) for knob in OBJECTIVES[objective].all_knobs))

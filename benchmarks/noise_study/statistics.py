@@ -19,7 +19,6 @@ class Estimate:
     mean: float
     low: float
     high: float
-    seeds: int
 
     def __str__(self) -> str:
         return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]"
@@ -33,7 +32,6 @@ class Estimate:
 class Sample:
     """The rows of runs that differ in their seed alone."""
 
-    run: Run  # its seed is of no meaning
     rows: dict[int, Row] = field(default_factory=dict)  # by seed
 
     def values(self, task: str, seeds: Iterable[int]) -> np.ndarray:
@@ -59,7 +57,7 @@ def samples(runs: Iterable[Run], rows: Rows) -> dict[Run, Sample]:
     for run in runs:
         if run in rows:
             alike = replace(run, seed=0)
-            found.setdefault(alike, Sample(alike)).rows[run.seed] = rows[run]
+            found.setdefault(alike, Sample()).rows[run.seed] = rows[run]
     return found
 
 
@@ -82,4 +80,4 @@ def _estimate(values: np.ndarray, level: float) -> Estimate:
         freedom = seeds - 1
     reach = student.ppf(0.5 + level / 2, freedom) * np.sqrt(variance)
     low, high = 100 * (mean - reach), 100 * (mean + reach)
-    return Estimate(100 * float(mean), float(low), float(high), seeds)
+    return Estimate(100 * float(mean), float(low), float(high))

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.harness.tables import NOT_MEASURED, markdown
 from benchmarks.noise_study import parts
-from benchmarks.noise_study.objectives import ABLATION, RIVALS, SCALES, VARIANTS
+from benchmarks.noise_study.objectives import ABLATION, SCALES, VARIANTS
 from benchmarks.noise_study.rows import Rows
 from benchmarks.noise_study.run import Run
 from benchmarks.noise_study.search import SEEDS, Chosen, MissingRunsError, choose
@@ -60,8 +60,7 @@ class Study:
 def settings(study: Study) -> str:
     """What the search found for each objective, and how many settings it tried."""
     lines = []
-    searches = [(name, "default") for name in RIVALS] + [(n, "none") for n in parts.HEADLINE]
-    for name, at in searches:
+    for name, at in parts.SEARCHES:
         shown = name if at == "default" else f"{name}, no noise"
         try:
             chosen, tried = choose(name, study.rows, at)

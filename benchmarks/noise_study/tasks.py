@@ -16,11 +16,13 @@ from torch.nn.functional import normalize, one_hot
 
 from examples.handwritten_howto.corpus import STEPS, Corpus, Noise, make_corpus
 from examples.handwritten_howto.evaluation import (
+    CLIPS,
     SEQUENCE_MEASURES,
     HeldOut,
     clip_hits,
     paragraph_ranks,
     per_video,
+    unit_captions,
     unit_embeddings,
 )
 from examples.handwritten_howto.scans import DIGITS, NOTHING, Split
@@ -29,7 +31,7 @@ from norton_losses import PromptBucket, TransportMeasure
 from norton_losses.metrics import frame_accuracy, multiple_choice_accuracy
 
 BLOCKS = 20
-CLIPS, CAPTIONS = "clip → caption", "caption → clip"
+CAPTIONS = "caption → clip"
 ANSWERS = "question answering"
 FRAMES, FRAMES_SHOWN = "frame accuracy", "frame accuracy, no background"
 ALIGNED, ALIGNED_BY_PLAN = "alignment recall", "alignment recall, by plan"
@@ -82,13 +84,13 @@ def examine(towers: Towers, exam: Exam) -> Values:
         CLIPS: clip_hits(clips, captions, corpus),
         CAPTIONS: _caption_hits(clips, captions, corpus),
     }
-    almost = normalize(towers.read(near).embeddings, dim=-1)
+    almost = unit_captions(towers, near)
     ranks = paragraph_ranks(clips, captions, corpus.lengths, almost)
     hits |= {name: _at(r, 1) for name, r in ranks.items()}
 
     shuffled, near = exam.held_out.shuffled  # of the same footage
     assert near is not None
-    told, almost = (normalize(towers.read(c).embeddings, dim=-1) for c in (shuffled, near))
+    told, almost = (unit_captions(towers, paragraphs) for paragraphs in (shuffled, near))
     measures = {"DTW": SEQUENCE_MEASURES["DTW"]}
     ranks = paragraph_ranks(clips, told, shuffled.lengths, almost, measures)
     hits["DTW, shuffled"] = _at(ranks["DTW"], 1)
@@ -110,7 +112,7 @@ def selection_score(towers: Towers, held_out: HeldOut) -> Values:
     corpus, near = held_out.clean
     assert near is not None
     clips, captions = unit_embeddings(towers, corpus)
-    almost = normalize(towers.read(near).embeddings, dim=-1)
+    almost = unit_captions(towers, near)
     measures = {"transport": SEQUENCE_MEASURES["transport"]}
     ranks = paragraph_ranks(clips, captions, corpus.lengths, almost, measures)
     hits = {CLIPS: clip_hits(clips, captions, corpus), "transport": _at(ranks["transport"], 1)}

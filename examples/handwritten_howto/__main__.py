@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from examples.bootstrap import interval
+from examples.bootstrap import cell
 from examples.handwritten_howto.corpus import make_corpus
 from examples.handwritten_howto.evaluation import MEASURES, HeldOut, evaluate
 from examples.handwritten_howto.picture import draw_alignment, first_shifted
@@ -65,15 +65,10 @@ def _table(hits: dict[str, list[dict[str, np.ndarray]]]) -> list[dict[str, objec
     rows: list[dict[str, object]] = []
     for measure in MEASURES:
         values = {name: np.stack([run[measure] for run in runs]) for name, runs in hits.items()}
-        cells = [_cell(of_objective, rng) for of_objective in values.values()]
-        cells.append(_cell(values["NortonLoss"] - values["InfoNCE"], rng, sign="+"))
+        cells = [cell(of_objective, rng) for of_objective in values.values()]
+        cells.append(cell(values["NortonLoss"] - values["InfoNCE"], rng, sign="+"))
         rows.append({"measure": measure, "cells": cells})
     return rows
-
-
-def _cell(values: np.ndarray, rng: np.random.Generator, sign: str = "") -> str:
-    low, high = (100 * bound for bound in interval(values, rng))
-    return f"{100 * values.mean():{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
 def _print(table: list[dict[str, object]], options: argparse.Namespace, seconds: float) -> None:

@@ -25,7 +25,7 @@ VOCABULARY = 1 + DIGITS + FILLERS  # word 0 is padding, then the digits' names, 
 STEPS = np.array(list(combinations(range(DIGITS), 3)))  # (120, 3)
 
 _NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-_TRIES = 16  # to find a step that is not in a recipe; every one fails once in a billion times
+_TRIES = 16  # to find a step that is not in a recipe; that all fail is less than one in 10 million
 _LARGEST_JUMP = 4  # beside a drift of one step: off by five at most, and by six if swapped
 # How often each step is cooked: a few are everywhere and most are rare, as in real kitchens.
 _POPULARITY = np.random.default_rng(0).permutation((1.0 + np.arange(len(STEPS))) ** -0.7)
@@ -177,8 +177,7 @@ def _elsewhere(rng: np.random.Generator, recipe: np.ndarray) -> np.ndarray:
     """(B, N) steps of the other recipes, none of which is in this one.
 
     They are as chance would have it. If they always named digits that the video lacks, noise would
-    teach that what is shown is not told: with most captions off topic every objective would learn
-    to rank the right ones last.
+    teach that what is shown is not told, which is the opposite of the truth and not its absence.
     """
     steps = recipe[recipe != NOTHING]
     drawn = steps[rng.integers(len(steps), size=(*recipe.shape, _TRIES))]

@@ -86,7 +86,7 @@ def evaluate(towers: Towers, held_out: HeldOut) -> dict[str, np.ndarray]:
 
     Every objective is judged by the same thing, the cosine of mean embeddings. A clip finds its
     caption if the first caption of the clean paragraphs names exactly its digits; a video finds its
-    paragraph if that ranks first, ties counting as half a place.
+    paragraph if its rank is below 1, where ties share their mean rank.
     """
     hits = {}
     for kind, suffix in KINDS.items():
@@ -94,7 +94,7 @@ def evaluate(towers: Towers, held_out: HeldOut) -> dict[str, np.ndarray]:
         clips, captions = unit_embeddings(towers, corpus)
         if kind == "clean":
             hits[CLIPS] = clip_hits(clips, captions, corpus)
-        almost = None if near is None else normalize(towers.read(near).embeddings, dim=-1)
+        almost = None if near is None else unit_captions(towers, near)
         ranks = paragraph_ranks(clips, captions, corpus.lengths, almost)
         hits |= {name + suffix: (r < 1).astype(np.float64) for name, r in ranks.items()}
     return hits
@@ -104,6 +104,11 @@ def unit_embeddings(towers: Towers, corpus: Corpus) -> tuple[Tensor, Tensor]:
     """Of clips (B, N, D) and captions (B, N, D)."""
     clips, captions = (normalize(side.embeddings, dim=-1) for side in towers(corpus))
     return clips, captions
+
+
+def unit_captions(towers: Towers, corpus: Corpus) -> Tensor:
+    """Of captions (B, N, D), without their footage."""
+    return normalize(towers.read(corpus).embeddings, dim=-1)
 
 
 def clip_hits(clips: Tensor, captions: Tensor, corpus: Corpus) -> np.ndarray:

@@ -11,11 +11,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from examples.bootstrap import interval
+from examples.bootstrap import cell
 from examples.paragraph_alignment.annotations import Paragraph, load_annotations
 from examples.paragraph_alignment.encoder import SentenceEncoder
 from examples.paragraph_alignment.evaluation import MEASURES, evaluate
-from examples.paragraph_alignment.training import OBJECTIVES, Features, LinearTowers, train
+from examples.paragraph_alignment.training import (
+    OBJECTIVES,
+    Features,
+    LinearTowers,
+    pooled,
+    train,
+)
 from norton_losses import __version__
 
 SAMPLE = Path(__file__).with_name("sample")
@@ -36,12 +42,11 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{len(videos)} videos, {held_out} of them held out. Encoding their sentences ...")
     encoder = SentenceEncoder()
     first, second = (_encode(encoder, [side[video] for video in videos]) for side in annotators)
-    asked = first[:held_out], second[:held_out]
+    asked = [pooled(side[:held_out]) for side in (first, second)]
     paragraphs = [(annotators[0][video], annotators[1][video]) for video in videos[:held_out]]
 
     hits: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in OBJECTIVES}
-    means = [[torch.stack([t.float().mean(0) for t in p]) for p in side] for side in asked]
-    alone = evaluate(means[0], means[1], paragraphs)
+    alone = evaluate(asked[0], asked[1], paragraphs)
     total = options.seeds * len(OBJECTIVES) * options.steps
     with tqdm(total=total, unit="step", mininterval=0.5) as bar:
         for seed in range(options.seeds):
@@ -93,11 +98,9 @@ def _encode(encoder: SentenceEncoder, paragraphs: list[Paragraph]) -> list[Featu
 
 
 def _cell(values: np.ndarray, rng: np.random.Generator, sign: str = "") -> str:
+    """Of the videos that were asked, see :func:`evaluate`."""
     values = values[:, ~np.isnan(values).any(0)]
-    if not values.size:
-        return "-"
-    low, high = (100 * bound for bound in interval(values, rng))
-    return f"{100 * values.mean():{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+    return cell(values, rng, sign) if values.size else "-"
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

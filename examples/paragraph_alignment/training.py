@@ -37,11 +37,17 @@ class LinearTowers(nn.Module):
         return one, other
 
     @torch.no_grad()
-    def embed(self, paragraphs: Sequence[Features], side: int) -> list[Tensor]:
-        """Embeddings (n, width) of the sentences of each paragraph."""
-        # A linear map of a mean is the mean of the maps.
-        means = [torch.stack([tokens.float().mean(0) for tokens in p]) for p in paragraphs]
+    def embed(self, means: Sequence[Tensor], side: int) -> list[Tensor]:
+        """Embeddings (n, width) of sentences, from what :func:`pooled` gives."""
         return [self.sides[side](mean) for mean in means]
+
+
+def pooled(paragraphs: Sequence[Features]) -> list[Tensor]:
+    """Mean token (n, D) of the sentences of each paragraph, as the encoder itself pools them.
+
+    A linear map of the mean is the mean of the maps, so these also do for the towers.
+    """
+    return [torch.stack([tokens.float().mean(0) for tokens in p]) for p in paragraphs]
 
 
 def train(
