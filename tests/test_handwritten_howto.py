@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from examples.bootstrap import interval
 from examples.handwritten_howto import corpus_v1
 from examples.handwritten_howto.__main__ import main
-from examples.handwritten_howto.corpus import NOTHING, STEPS, Corpus, Noise, make_corpus, sentence
+from examples.handwritten_howto.corpus import NOTHING, STEPS, Noise, make_corpus, sentence
 from examples.handwritten_howto.evaluation import (
     MEASURES,
     HeldOut,
@@ -30,8 +30,7 @@ from examples.handwritten_howto.evaluation import (
 )
 from examples.handwritten_howto.picture import first_shifted
 from examples.handwritten_howto.scans import DIGITS, PARTS, draw_scans
-from examples.handwritten_howto.towers import Towers
-from norton_losses import Segments
+from examples.handwritten_howto.towers import PerfectTowers, Towers
 from norton_losses.metrics import alignability_auc
 
 SPLITS = tuple(PARTS)
@@ -44,21 +43,6 @@ def tensors(corpus: object) -> list[torch.Tensor]:
 def digits_of(steps: torch.Tensor) -> torch.Tensor:
     """Which digits each step has, (..., 10)."""
     return torch.from_numpy((STEPS[:, :, None] == np.arange(DIGITS)).any(1))[steps]
-
-
-class PerfectTowers(Towers):
-    """Tokens that are one-hot digits, of what a frame shows and a word says."""
-
-    def watch(self, corpus: Corpus) -> Segments:
-        return Segments(one_hot(corpus.frame_digit), corpus.frame_mask)
-
-    def read(self, corpus: Corpus) -> Segments:
-        named = torch.where(corpus.words <= DIGITS, corpus.words - 1, NOTHING)
-        return Segments(one_hot(named), corpus.word_mask)
-
-
-def one_hot(digits: torch.Tensor) -> torch.Tensor:
-    return (digits[..., None] == torch.arange(DIGITS)).float()
 
 
 class TestCorpus:

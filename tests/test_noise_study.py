@@ -19,8 +19,16 @@ import jsonschema
 
 from benchmarks.noise_study import __main__ as command
 from benchmarks.noise_study import pages, search, tables
-from benchmarks.noise_study.objectives import ABLATION, LADDERS, OBJECTIVES, RIVALS, START, norton
-from benchmarks.noise_study.parts import NOISES, PARTS
+from benchmarks.noise_study.objectives import (
+    ABLATION,
+    CEILING,
+    LADDERS,
+    OBJECTIVES,
+    RIVALS,
+    START,
+    norton,
+)
+from benchmarks.noise_study.parts import LENGTHS, NOISES, PARTS
 from benchmarks.noise_study.rivals import (
     MILNCE,
     Floored,
@@ -31,9 +39,18 @@ from benchmarks.noise_study.rivals import (
 from benchmarks.noise_study.rows import FULL_ROWS, Rows, validate
 from benchmarks.noise_study.run import Run, execute, noise_of
 from benchmarks.noise_study.statistics import Sample, samples
-from benchmarks.noise_study.tasks import BLOCKS, SELECTION, TASKS, Exam, examine, in_blocks
-from examples.handwritten_howto.corpus import Noise
-from examples.handwritten_howto.towers import Towers
+from benchmarks.noise_study.tasks import (
+    BLOCKS,
+    SELECTION,
+    TASKS,
+    Exam,
+    _alternatives,
+    _questions,
+    examine,
+    in_blocks,
+)
+from examples.handwritten_howto.corpus import NOTHING, STEPS, Noise
+from examples.handwritten_howto.towers import PerfectTowers, Towers
 from examples.paragraph_alignment.evaluation import diagonal
 from norton_losses import (
     CaptionAverage,
@@ -44,7 +61,6 @@ from norton_losses import (
 )
 from norton_losses.functional import clip_caption_loss
 from tests.batches import make_batch
-from tests.test_handwritten_howto import PerfectTowers
 
 SETTINGS = (("learning_rate", 1e-3),)
 
@@ -101,7 +117,7 @@ class TestRivals:
             ]
         )
         expected = clip_caption_loss(flat.view(6, 6) / 0.2, beta=0.0)
-        torch.testing.assert_close(TokenMaxContrast(0.2)(*batch.sides), expected)
+        torch.testing.assert_close(TokenMaxContrast(0.2, 0.0)(*batch.sides), expected)
 
     def test_sequence_contrast_is_infonce_and_a_contrast_of_alignments(self) -> None:
         batch = make_batch(3, ragged=True)
@@ -113,14 +129,14 @@ class TestRivals:
         logits = 10 * DynamicTimeWarping(0.1)(cosines, video.mask, text.mask)
         own = -(logits.log_softmax(0) + logits.log_softmax(1)).diagonal().mean()
         infonce = ClipCaptionOTLoss(beta=0.0, temperature=0.2)(video, text)
-        found = SequenceContrast(DynamicTimeWarping(0.1), 0.2, 10.0)(video, text)
-        torch.testing.assert_close(found, own + infonce)
+        found = SequenceContrast(DynamicTimeWarping(0.1), 0.2, 10.0, 3.0)(video, text)
+        torch.testing.assert_close(found, 3 * own + infonce)
 
     def test_shuffled_paragraphs_are_more_negatives(self) -> None:
         """To a measure without order each of them looks as good as the video's own paragraph."""
         batch = make_batch(3, ragged=True)
-        plain = SequenceContrast(CaptionAverage(), 0.2, 1e-4)(*batch.sides)
-        more = SequenceContrast(CaptionAverage(), 0.2, 1e-4, shuffled=5)(*batch.sides)
+        plain = SequenceContrast(CaptionAverage(), 0.2, 1e-4, 1.0)(*batch.sides)
+        more = SequenceContrast(CaptionAverage(), 0.2, 1e-4, 1.0, shuffled=5)(*batch.sides)
         assert (more - plain).item() == pytest.approx(np.log((3 + 5) / 3), abs=1e-3)
 
     def test_diagonal(self) -> None:
@@ -184,6 +200,14 @@ class TestRuns:
         assert [point["step"] for point in first["curve"]] == [1, 2]
         assert first["key"] == run.key
 
+    def test_no_steps_leave_perfect_towers_perfect(self) -> None:
+        (run,) = (r for r in PARTS["objectives"](lambda *_: SETTINGS) if r.objective == CEILING)
+        threads = torch.get_num_threads()
+        row = execute(replace(run, videos=300))
+        torch.set_num_threads(threads)
+        validate(row)
+        assert np.mean(row["tasks"]["frame accuracy"]) == 1
+
     def test_a_warm_start_is_another_start(self) -> None:
         run = Run("InfoNCE", (*SETTINGS, ("temperature", 0.2)), steps=1, videos=0)
         threads = torch.get_num_threads()
@@ -223,6 +247,35 @@ class TestTasks:
         assert found["clip → caption"] < 0.05
         assert found["caption → clip"] < 0.05
         assert found["alignment recall"] < 0.3
+
+    def test_popularity_answers_no_question(self) -> None:
+        step = self.clean.held_out.clean.corpus.clip_step.numpy()
+        rng = np.random.default_rng(0)
+        shown = np.bincount(step[step != NOTHING], minlength=len(STEPS))
+        asked = step[_questions(step, rng)]
+        choices = shown[_alternatives(asked, shown > 0, rng)]
+        best = choices == choices.max(1, keepdims=True)
+        assert (best[:, 0] / best.sum(1)).mean() == pytest.approx(0.2, abs=0.02)
+        assert np.bincount(asked).max() == len(asked) // len(STEPS) + 1
+
+    def test_alternatives_are_told_and_share_two_digits(self) -> None:
+        told = np.random.default_rng(1).random(len(STEPS)) < 0.9
+        asked = np.nonzero(told)[0]
+        choices = _alternatives(asked, told, np.random.default_rng(0))
+        assert (choices[:, 0] == asked).all()
+        assert told[choices].all()
+        for steps in choices:
+            assert len(set(steps)) == 5
+            assert len(set.intersection(*(set(STEPS[step]) for step in steps))) == 2
+        with pytest.raises(ValueError, match="draw more videos"):
+            _alternatives(asked, np.arange(len(STEPS)) == 0, np.random.default_rng(0))
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("lengths", LENGTHS)
+    def test_videos_of_any_length_are_examined(self, lengths: tuple[int, int]) -> None:
+        found = examine(PerfectTowers(), Exam.draw(300, "test", Noise(), lengths))
+        assert set(found) == set(TASKS)
+        assert all(np.isfinite(values).all() for values in found.values())
 
     def test_blocks_are_of_videos_in_a_row(self) -> None:
         blocks = in_blocks(np.arange(100.0))
@@ -292,6 +345,17 @@ class TestRows:
         assert run in again
         assert again[run] == json.loads(json.dumps(row_of(run, 0.5)))
         assert replace(run, seed=1) not in again
+
+    def test_half_a_row_is_taken_away(self, tmp_path: Path) -> None:
+        run, other = Run("InfoNCE", SETTINGS), Run("MIL-NCE", SETTINGS)
+        Rows(tmp_path).add("noise", row_of(run, 0.5))
+        with (tmp_path / "noise.jsonl").open("a") as file:
+            file.write(json.dumps(row_of(other, 0.5))[:100])
+        rows = Rows(tmp_path)
+        assert run in rows
+        assert other not in rows
+        rows.add("noise", row_of(other, 0.5))
+        assert other in Rows(tmp_path)
 
     def test_the_schema_refuses(self, tmp_path: Path) -> None:
         row = row_of(Run("InfoNCE", SETTINGS), 0.5)

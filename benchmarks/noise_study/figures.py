@@ -17,7 +17,7 @@ from benchmarks.noise_study.tasks import CLIPS
 COLOURS = {
     "InfoNCE": "tab:red",
     "MIL-NCE": "tab:orange",
-    "token max (FILIP)": "tab:green",
+    "caption average for transport": "tab:green",
     "NortonVideoParagraphLoss": "tab:cyan",
     "NortonLoss": "tab:blue",
 }

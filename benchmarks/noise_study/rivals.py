@@ -47,12 +47,15 @@ class MILNCE(nn.Module):
 
 
 class TokenMaxContrast(nn.Module):
-    """InfoNCE of similarities by the best token (FILIP, Yao et al., ICLR 2022)."""
+    """InfoNCE of similarities by the best token (FILIP, Yao et al., ICLR 2022).
 
-    def __init__(self, temperature: float) -> None:
+    Mean embeddings may have a share in them, since it is they that every objective is judged by.
+    """
+
+    def __init__(self, temperature: float, pooled_weight: float) -> None:
         super().__init__()
         self.temperature = Temperature(temperature)
-        self.similarity = MaxSimilarity(pooled_weight=0.0)
+        self.similarity = MaxSimilarity(pooled_weight=pooled_weight)
 
     def forward(self, video: Segments, text: Segments) -> Tensor:
         values = self.similarity(video, text)  # (B, B, N, N)
@@ -69,11 +72,16 @@ class SequenceContrast(nn.Module):
     """
 
     def __init__(
-        self, measure: AbstractSequenceMeasure, temperature: float, scale: float, shuffled: int = 0
+        self,
+        measure: AbstractSequenceMeasure,
+        temperature: float,
+        scale: float,
+        weight: float,
+        shuffled: int = 0,
     ) -> None:
         super().__init__()
         self.infonce = ClipCaptionOTLoss(beta=0.0, temperature=temperature)
-        self.measure, self.scale, self.shuffled = measure, scale, shuffled
+        self.measure, self.scale, self.weight, self.shuffled = measure, scale, weight, shuffled
 
     def forward(self, video: Segments, text: Segments) -> Tensor:
         clips, captions = (normalize(side.embeddings, dim=-1) for side in (video, text))
@@ -90,7 +98,7 @@ class SequenceContrast(nn.Module):
             scores = self.measure(others.gather(-1, index), video.mask, mask)
             by_video = torch.cat([logits, self.scale * scores], dim=1)
         sequences = cross_entropy(by_video, own) + cross_entropy(logits.T, own)
-        return self.infonce(video, text) + sequences
+        return self.infonce(video, text) + self.weight * sequences
 
 
 class RampedWeight(nn.Module):

@@ -16,13 +16,20 @@ FULL_ROWS, QUICK_ROWS = COMMITTED / "noise_study", QUICK / "noise_study"
 
 
 class Rows:
-    """Every row in a folder, whatever part of the study asked for it first."""
+    """Every row in a folder, whatever part of the study asked for it first.
+
+    The last line of a file may be half a row, of a study that was killed: it is taken away.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._by_key: dict[str, Row] = {}
         for path in sorted(folder.glob("*.jsonl")):
-            for line in path.read_text().splitlines():
+            text = path.read_text()
+            whole = text[: text.rfind("\n") + 1]
+            if whole != text:
+                path.write_text(whole)
+            for line in whole.splitlines():
                 row = json.loads(line)
                 validate(row)
                 self._by_key[row["key"]] = row

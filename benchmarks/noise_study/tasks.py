@@ -139,18 +139,16 @@ def _caption_hits(clips: Tensor, captions: Tensor, corpus: Corpus) -> np.ndarray
 def _question_answering(clips: Tensor, captions: Tensor, corpus: Corpus) -> np.ndarray:
     """A clip and five captions: all share two digits, and the third one tells which is right.
 
-    So no answer stands out among the others. Captions are those of all videos, a random one of each
-    step.
+    So no answer stands out among the others, nor by its popularity: frequent steps are asked about
+    no more often than rare ones. Captions are those of all videos, a random one of each step.
     """
     rng = np.random.default_rng(0)
     told = corpus.caption_step.flatten().numpy()
     order = np.argsort(told, kind="stable")
     first = np.searchsorted(told[order], np.arange(len(STEPS)))
     count = np.bincount(told[told != NOTHING], minlength=len(STEPS))
-    video, _ = shown = np.nonzero((corpus.clip_step != NOTHING).numpy())
-    steps = _alternatives(corpus.clip_step.numpy()[shown], rng)  # the right one first
-    if not count[steps].all():
-        raise ValueError("every step must be told by some caption; draw more videos")
+    video, _ = shown = _questions(corpus.clip_step.numpy(), rng)
+    steps = _alternatives(corpus.clip_step.numpy()[shown], count > 0, rng)  # the right one first
     chosen = order[first[steps] + (rng.random(steps.shape) * count[steps]).astype(int)]
     places = rng.permuted(np.tile(np.arange(_CHOICES), (len(steps), 1)), axis=1)
     chosen = np.take_along_axis(chosen, places, axis=1)
@@ -164,16 +162,35 @@ def _question_answering(clips: Tensor, captions: Tensor, corpus: Corpus) -> np.n
     )
 
 
-def _alternatives(step: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(n, choices): each step (n,), and others that have another digit in place of one of its."""
+def _questions(clip_step: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Places of clips (B, N): of each step as many as of one that a tenth of them are rarer than."""
+    shown = clip_step != NOTHING
+    each = np.sort(np.bincount(clip_step[shown], minlength=len(STEPS)))[len(STEPS) // 10]
+    keys = rng.random(clip_step.shape)
+    rank = np.empty(clip_step.shape, dtype=int)  # of a clip among those that show its step
+    for step in range(len(STEPS)):
+        of_step = clip_step == step
+        rank[of_step] = keys[of_step].argsort().argsort()
+    return np.nonzero(shown & (rank < each))  # type: ignore[return-value]
+
+
+def _alternatives(step: np.ndarray, told: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(n, choices): each step (n,), and others that have another digit in place of one of its.
+
+    Only steps that are told, (120,), are among them.
+    """
     digits = rng.permuted(STEPS[step], axis=1)
-    keys = rng.random((len(step), DIGITS))
-    np.put_along_axis(keys, digits, 2.0, axis=1)
-    third = np.concatenate([digits[:, 2:], keys.argsort(1)[:, : _CHOICES - 1]], axis=1)
-    pair = np.broadcast_to(digits[:, None, :2], (*third.shape, 2))
-    wanted = np.sort(np.concatenate([pair, third[..., None]], axis=-1), axis=-1)
-    place = DIGITS ** np.arange(3)
-    return np.searchsorted(STEPS @ place[::-1], wanted @ place[::-1])
+    # With every other third digit, seven each.
+    rest = np.tile(np.arange(DIGITS), (len(step), 1))
+    rest = rest[(rest[:, :, None] != digits[:, None]).all(2)].reshape(len(step), -1, 1)
+    pair = np.broadcast_to(digits[:, None, :2], (*rest.shape[:2], 2))
+    place = DIGITS ** np.arange(2, -1, -1)
+    wanted = np.sort(np.concatenate([pair, rest], axis=-1), axis=-1)
+    others = np.searchsorted(STEPS @ place, wanted @ place)
+    if (told[others].sum(1) < _CHOICES - 1).any():
+        raise ValueError("too few steps are told to choose among; draw more videos")
+    drawn = np.where(told[others], rng.random(others.shape), 2.0).argsort(1)[:, : _CHOICES - 1]
+    return np.concatenate([step[:, None], np.take_along_axis(others, drawn, axis=1)], axis=1)
 
 
 def _frames(towers: Towers, exam: Exam) -> Values:
@@ -205,14 +222,13 @@ def _labelled_frames(towers: Towers, corpus: Corpus) -> tuple[Tensor, Tensor, np
 
 
 def _alignment(clips: Tensor, captions: Tensor, corpus: Corpus) -> Values:
-    """Share of captions away from their clip, which some clip shows, that find such a clip.
+    """Share of captions whose own slot shows something else, and another clip them, that find it.
 
     By the best clip of their video, and by the clip to which transport moves most of their mass.
     """
     cosines = clips @ captions.mT  # (B, N, M)
     valid = corpus.clip_step != NOTHING
-    own = torch.arange(cosines.shape[1])
-    moved = (corpus.caption_place != own) & corpus.truth.any(1)
+    moved = corpus.truth.any(1) & ~corpus.truth.diagonal(dim1=1, dim2=2)
     best = cosines.masked_fill(~valid[:, :, None], -torch.inf).argmax(1)
     threshold = torch.quantile(cosines.diagonal(dim1=1, dim2=2)[valid], 0.3).item()
     measure = TransportMeasure(bucket=PromptBucket(value=threshold))
