@@ -163,7 +163,7 @@ def _question_answering(clips: Tensor, captions: Tensor, corpus: Corpus) -> np.n
 
 
 def _questions(clip_step: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Places of clips (B, N): of each step as many as of one that a tenth of them are rarer than."""
+    """Places of clips (B, N): of each step as many as of one that a tenth are rarer than."""
     shown = clip_step != NOTHING
     each = np.sort(np.bincount(clip_step[shown], minlength=len(STEPS)))[len(STEPS) // 10]
     keys = rng.random(clip_step.shape)

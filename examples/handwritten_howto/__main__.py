@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from examples.bootstrap import cell
 from examples.handwritten_howto.corpus import make_corpus
 from examples.handwritten_howto.evaluation import MEASURES, HeldOut, evaluate
 from examples.handwritten_howto.picture import draw_alignment, first_shifted
 from examples.handwritten_howto.towers import Towers
 from examples.handwritten_howto.training import OBJECTIVES, train
+from examples.intervals import estimate
 from norton_losses import NortonLoss, __version__
 
 _SETTINGS = ("seeds", "steps", "videos", "held_out")
@@ -61,12 +61,11 @@ def _table(hits: dict[str, list[dict[str, np.ndarray]]]) -> list[dict[str, objec
 
     The difference is paired by seed and video.
     """
-    rng = np.random.default_rng(0)
     rows: list[dict[str, object]] = []
     for measure in MEASURES:
         values = {name: np.stack([run[measure] for run in runs]) for name, runs in hits.items()}
-        cells = [cell(of_objective, rng) for of_objective in values.values()]
-        cells.append(cell(values["NortonLoss"] - values["InfoNCE"], rng, sign="+"))
+        cells = [str(estimate(of_objective)) for of_objective in values.values()]
+        cells.append(estimate(values["NortonLoss"] - values["InfoNCE"]).signed)
         rows.append({"measure": measure, "cells": cells})
     return rows
 
@@ -74,7 +73,7 @@ def _table(hits: dict[str, list[dict[str, np.ndarray]]]) -> list[dict[str, objec
 def _print(table: list[dict[str, object]], options: argparse.Namespace, seconds: float) -> None:
     print(
         f"\nR@1 in % on {options.held_out} held-out videos, {options.seeds} seeds, "
-        f"{options.steps} steps each; 95 % bootstrap interval over seeds and videos.\n"
+        f"{options.steps} steps each; 95 % interval over seeds and videos.\n"
         "Each video ranks all paragraphs of its length and as many that almost fit; 'shuffled': "
         "told in\nrandom order; 'noisy': with the noise of training.\n"
     )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from examples.bootstrap import cell
+from examples.intervals import estimate
 from examples.paragraph_alignment.annotations import Paragraph, load_annotations
 from examples.paragraph_alignment.encoder import SentenceEncoder
 from examples.paragraph_alignment.evaluation import MEASURES, evaluate
@@ -66,17 +66,16 @@ def main(arguments: list[str] | None = None) -> None:
                 hits[name].append(evaluate(found[0], found[1], paragraphs))
 
     columns = [ENCODER, *OBJECTIVES, DIFFERENCE]
-    rng = np.random.default_rng(0)
     table: list[list[str]] = []
     for measure in MEASURES:
         values = {name: np.stack([run[measure] for run in runs]) for name, runs in hits.items()}
         values = {ENCODER: alone[measure][None], **values}
-        cells = [_cell(v, rng) for v in values.values()]
-        cells.append(_cell(values["NortonLoss"] - values["InfoNCE"], rng, sign="+"))
+        cells = [_cell(v) for v in values.values()]
+        cells.append(_cell(values["NortonLoss"] - values["InfoNCE"], signed=True))
         table.append([measure, *cells])
     print(
         f"\nIn % of {held_out} held-out videos, {options.seeds} seeds, {options.steps} steps each; "
-        "95 % bootstrap interval over seeds and videos.\n"
+        "95 % interval over seeds and videos.\n"
     )
     for name, *cells in [["measure", *columns], *table]:
         print("  ".join([f"{name:24}", *(f"{cell:21}" for cell in cells)]).rstrip())
@@ -97,10 +96,13 @@ def _encode(encoder: SentenceEncoder, paragraphs: list[Paragraph]) -> list[Featu
     return [encoder(p.sentences) for p in tqdm(paragraphs, unit="video", mininterval=0.5)]
 
 
-def _cell(values: np.ndarray, rng: np.random.Generator, sign: str = "") -> str:
+def _cell(values: np.ndarray, *, signed: bool = False) -> str:
     """Of the videos that were asked, see :func:`evaluate`."""
     values = values[:, ~np.isnan(values).any(0)]
-    return cell(values, rng, sign) if values.size else "-"
+    if values.shape[1] < 2:
+        return "-"
+    found = estimate(values)
+    return found.signed if signed else str(found)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
