@@ -20,7 +20,8 @@ from norton_losses._checks import (
 )
 from norton_losses._numerics import full_precision, unit, up_cast, working_dtype
 from norton_losses.clip_caption_chunked import chunked_cross_entropy
-from norton_losses.contrastive import COLDEST, Groups, check_square, contrast
+from norton_losses.contrastive import COLDEST, Groups, Pairs, check_square, contrast
+from norton_losses.distributed import ONE_PROCESS, ProcessGroup, Shard
 from norton_losses.loss import AbstractContrastiveLoss, LossInputs
 from norton_losses.outputs import ClipCaptionOutput
 from norton_losses.rectified_targets import rectified_targets
@@ -33,7 +34,6 @@ from norton_losses.sinkhorn import (
     TransportProblem,
     resolve,
 )
-from norton_losses.sinkhorn.problem import log_marginal
 
 _FLOAT32_RANGE = 1e5  # of logits over epsilon
 
@@ -67,6 +67,9 @@ class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
         chunk_rows: rows of logits that exist at a time, forward and backward; None holds all
             (K, K) of them. The transport then goes by rows too, with a solver of point clouds:
             torch, KeOps or GeomLoss. The loss is the same.
+        process_group: the processes whose captions are negatives too, as of
+            :class:`~norton_losses.NortonVideoParagraphLoss`; the transport is over all of them,
+            which torch alone solves.
 
     Raises:
         ValueError: ``beta`` outside [0, 1], ``epsilon`` not above 0, a temperature out of range,
@@ -96,8 +99,9 @@ class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
         temperature: float | None = 0.2,
         learnable_temperature: bool = True,
         chunk_rows: int | None = None,
+        process_group: ProcessGroup = None,
     ) -> None:
-        super().__init__(temperature, learnable_temperature)
+        super().__init__(temperature, learnable_temperature, process_group)
         check_fraction("beta", beta)
         check_positive("epsilon", epsilon)
         check_count("chunk_rows", chunk_rows, optional=True)
@@ -106,9 +110,21 @@ class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
         self.epsilon = epsilon
         self.sinkhorn = resolve(sinkhorn)
         self.normalize = normalize
+        self.check_group(process_group)
 
-    def read(self, video: Any, text: Any, group_ids: Any, logit_scale: Any) -> LossInputs:
-        return super().read(_lifted(video), _lifted(text), group_ids, logit_scale)
+    def check_group(self, process_group: ProcessGroup) -> None:
+        """Raise unless the transport can be shared out among the processes of a group."""
+        support = self.sinkhorn.supports_shards()
+        if process_group is not None and self.beta > 0 and not support.ok:
+            raise ValueError(
+                f"{type(self.sinkhorn).__name__} cannot solve the transport of a process_group: "
+                f"{support.reason}"
+            )
+
+    def read(
+        self, video: Any, text: Any, group_ids: Any, logit_scale: Any, **options: bool
+    ) -> LossInputs:
+        return super().read(_lifted(video), _lifted(text), group_ids, logit_scale, **options)
 
     def check(self, inputs: LossInputs) -> None:
         self.check_logit_scale(inputs.logit_scale)
@@ -125,55 +141,61 @@ class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
             _check_group_ids(inputs.group_ids, clips)
 
     def evaluate(self, inputs: LossInputs) -> ClipCaptionOutput:
-        mask = (inputs.video.mask & inputs.text.mask).flatten()  # (K,)
-        sides = (side.embeddings.flatten(0, 1) for side in (inputs.video, inputs.text))
-        if self.normalize:
-            clips, captions = (unit(side, mask) for side in sides)  # (K, D)
-        else:
-            clips, captions = (side.masked_fill(~mask[:, None], 0) for side in sides)
+        video, text, shard = inputs.video, inputs.text, inputs.shard
+        sequences = shard.own(len(video), text.mask.device)
+        valid = video.mask & text.mask[sequences, : video.mask.shape[1]]
+        place = torch.arange(valid.shape[1], device=valid.device)
+        pairs = Pairs(
+            valid.flatten(),
+            shard.gather(valid, 2).flatten(),
+            (sequences[:, None] * text.mask.shape[1] + place).flatten(),
+            _groups(inputs.group_ids, valid, shard),
+            shard,
+        )
+        clips, captions = (
+            unit(points, mask) if self.normalize else points.masked_fill(~mask[:, None], 0)
+            for points, mask in (
+                (video.embeddings.flatten(0, 1), pairs.rows),  # (n, D)
+                (text.embeddings.flatten(0, 1), pairs.columns),  # (K, D)
+            )
+        )
         bound = 1 / COLDEST if self.normalize and inputs.logit_scale is None else None
-        groups = _groups(inputs.group_ids, inputs.video.mask)
         scale = self.scale(inputs)
         if self.chunk_rows is None:
-            out = self.of_logits(clips @ captions.T * scale, mask, groups, bound)
+            out = self.of_logits(clips @ captions.T * scale, pairs, bound)
         else:
-            out = self._of_points(clips * scale, captions, mask, groups, bound)
+            out = self._of_points(clips * scale, captions, pairs, bound)
         return replace(out, temperature=1 / scale.detach())
 
-    def of_logits(
-        self, logits: Tensor, mask: Tensor, groups: Groups | None, bound: float | None
-    ) -> ClipCaptionOutput:
-        """The loss of logits (K, K) that are no larger than ``bound``, where one is known."""
-        candidates = mask[:, None] & mask[None, :]
+    def of_logits(self, logits: Tensor, pairs: Pairs, bound: float | None) -> ClipCaptionOutput:
+        """The loss of logits (n, K) that are no larger than ``bound``, where one is known."""
+        candidates = pairs.rows[:, None] & pairs.columns
         logits = logits.masked_fill(~candidates, 0)
-        problem = TransportProblem.uniform(logits.detach(), mask, mask, self.epsilon)
+        problem = TransportProblem(
+            logits.detach(), *pairs.marginals(logits.dtype), self.epsilon,
+            shard=pairs.shard, check_values=False,
+        )  # fmt: skip
         plan = self._plan(problem, bound)
-        transported = None if plan is None else mask.sum() * plan.plan.to(logits.dtype)
-        duplicates = None if groups is None else groups.duplicates()
+        transported = None if plan is None else pairs.columns.sum() * plan.plan.to(logits.dtype)
+        duplicates = None if pairs.groups is None else pairs.groups.duplicates(pairs.own)
         if duplicates is not None:
             candidates = candidates & ~duplicates
-        identity = torch.diag(mask).to(logits.dtype)
+        identity = pairs.identity().to(logits.dtype)
         targets = rectified_targets(identity, transported, self.beta, duplicates)
-        loss = contrast(logits, targets, mask, candidates)
-        return ClipCaptionOutput(loss, logits.detach(), targets, plan, mask)
+        loss = contrast(logits, targets, pairs.rows, candidates, pairs.own, pairs.shard)
+        return ClipCaptionOutput(loss, logits.detach(), targets, plan, pairs)
 
     def _of_points(
-        self,
-        clips: Tensor,
-        captions: Tensor,
-        mask: Tensor,
-        groups: Groups | None,
-        bound: float | None,
+        self, clips: Tensor, captions: Tensor, pairs: Pairs, bound: float | None
     ) -> ClipCaptionOutput:
         """The same of logits ``clips @ captions.T``, a block of rows at a time."""
-        even = log_marginal(mask, clips.new_zeros(()))
         problem = PointCloudProblem(
-            clips, captions, even, even, self.epsilon,
-            chunk_rows=self.chunk_rows, check_values=False,
+            clips, captions, *pairs.marginals(clips.dtype), self.epsilon,
+            chunk_rows=self.chunk_rows, shard=pairs.shard, check_values=False,
         )  # fmt: skip
         plan = self._plan(problem.detach(), bound)
-        loss = chunked_cross_entropy(problem, plan, self.beta, mask, groups)
-        return ClipCaptionOutput(loss, None, None, plan, mask)
+        loss = chunked_cross_entropy(problem, plan, self.beta, pairs)
+        return ClipCaptionOutput(loss, None, None, plan, pairs)
 
     def _plan(self, problem: AbstractProblem, bound: float | None) -> TransportPlan | None:
         """The transport of logits; in float64 unless they are known to be small.
@@ -239,7 +261,9 @@ def clip_caption_loss(
     loss = ClipCaptionOTLoss(beta, epsilon=epsilon, sinkhorn=sinkhorn, temperature=None)
     with full_precision(logits):
         logits = up_cast(logits, working_dtype(logits))
-        return loss.of_logits(logits, mask, groups, bound=None).loss
+        own = torch.arange(len(mask), device=mask.device)
+        pairs = Pairs(mask, mask, own, groups, ONE_PROCESS)
+        return loss.of_logits(logits, pairs, bound=None).loss
 
 
 def _lifted(side: Segments | Tensor) -> Segments | Tensor:
@@ -260,10 +284,12 @@ def _check_group_ids(group_ids: Any, mask: Tensor) -> None:
     check_group_ids("group_ids", group_ids, shape, mask)
 
 
-def _groups(group_ids: Tensor | None, mask: Tensor) -> Groups | None:
+def _groups(group_ids: Tensor | None, mask: Tensor, shard: Shard) -> Groups | None:
+    """Of the pairs of all processes; ids are of sequences (B,), or of pairs (B, N)."""
     if group_ids is None:
         return None
     if group_ids.numel() == mask.numel():
-        return Groups.of(group_ids.flatten())
+        member = torch.arange(mask.numel(), device=mask.device)
+        return Groups(group_ids.view(mask.shape), member.view(mask.shape)).gathered(shard)
     sequence = torch.arange(mask.shape[0], device=mask.device)[:, None].expand(mask.shape)
-    return Groups(group_ids[:, None].expand(mask.shape).flatten(), sequence.flatten())
+    return Groups(group_ids[:, None].expand(mask.shape), sequence).gathered(shard)

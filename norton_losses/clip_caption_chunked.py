@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from norton_losses._numerics import masked_logsumexp
-from norton_losses.contrastive import Groups
+from norton_losses.contrastive import Pairs
 from norton_losses.rectified_targets import rectified_targets
 from norton_losses.sinkhorn import PointCloudProblem, TransportPlan
 
@@ -15,8 +15,7 @@ def chunked_cross_entropy(
     problem: PointCloudProblem,
     plan: TransportPlan | None,
     beta: float,
-    mask: Tensor,
-    groups: Groups | None,
+    pairs: Pairs,
 ) -> Tensor:
     r"""The loss of logits that exist a block of rows at a time.
 
@@ -28,25 +27,25 @@ def chunked_cross_entropy(
     crosses from block to block. The pairs' own logits :math:`d_j = l_{jj}` cancel: without them,
     large numbers would.
 
-    The logits l (K, K), with their gradient, are the scores of ``problem``; ``mask`` (K,) is of the
-    valid pairs.
+    The logits l (n, K), with their gradient, are the scores of ``problem``.
     """
-    index = torch.arange(len(mask), device=mask.device)
-    own_logits = (problem.x.detach() * problem.y.detach()).sum(-1)  # d, a constant
+    shard, count = pairs.shard, pairs.columns.sum()
+    # d, constants: of each row, and of the columns, whose rows may be those of other processes.
+    of_row = (problem.x.detach() * problem.y.detach()[pairs.own]).sum(-1)
+    of_column = shard.sum(of_row.new_zeros(len(pairs.columns)).index_put((pairs.own,), of_row))
 
     def of_rows(rows: slice, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        own = index[rows, None] == index
-        candidates, duplicates = mask[rows, None] & mask, None
-        identity = (own & mask).to(logits.dtype)
-        if groups is not None:
-            duplicates = groups.duplicates(rows)
+        candidates, duplicates = pairs.rows[rows, None] & pairs.columns, None
+        identity = pairs.identity(rows).to(logits.dtype)
+        if pairs.groups is not None:
+            duplicates = pairs.groups.duplicates(pairs.own[rows])
             candidates = candidates & ~duplicates
         targets = rectified_targets(identity, transported(rows, logits), beta, duplicates)
         alone = ~candidates.any(0)
         by_column = logits.masked_fill(~candidates, -torch.inf).masked_fill(alone, 0).logsumexp(0)
         by_row = masked_logsumexp(logits, candidates, 1)
         # Logits of pairs that are no candidates drop out, since their targets are 0.
-        surprise = targets * (by_row[:, None] - logits + own_logits - logits)
+        surprise = targets * (by_row[:, None] - logits + of_column - logits)
         return surprise.sum(), targets.sum(0), by_column.masked_fill(alone, -torch.inf)
 
     def transported(rows: slice, logits: Tensor) -> Tensor | None:
@@ -54,10 +53,13 @@ def chunked_cross_entropy(
             return None
         same = plan.log_u.dtype == logits.dtype
         scores = logits if same else plan.problem.block(rows)
-        return mask.sum() * plan.log_rows(rows, scores).exp().to(logits.dtype)
+        return count * plan.log_rows(rows, scores).exp().to(logits.dtype)
 
     surprise, target_columns, by_column = zip(*problem.map_rows(of_rows), strict=True)
     partial = torch.stack(by_column)  # (blocks, K)
-    column_lse = masked_logsumexp(partial, partial > -torch.inf, 0)
-    columns = (torch.stack(target_columns).sum(0) * (column_lse - own_logits)).sum()
-    return (torch.stack(surprise).sum() + columns) / mask.sum().clamp(min=1)
+    found = shard.any((partial > -torch.inf).any(0))
+    alone = (partial == -torch.inf).all(0)
+    within = partial.masked_fill(alone, 0).logsumexp(0).masked_fill(alone, -torch.inf)
+    column_lse = shard.logsumexp(within).masked_fill(~found, 0)
+    columns = (torch.stack(target_columns).sum(0) * (column_lse - of_column)).sum()
+    return shard.sum(torch.stack(surprise).sum() + columns) / count.clamp(min=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from norton_losses._checks import check_floating, check_mask, check_number, check_shape
 from norton_losses._numerics import masked_log_softmax, up_cast, working_dtype
 from norton_losses._scalar import ScalarState
+from norton_losses.distributed import ONE_PROCESS, Shard
 
 COLDEST, HOTTEST = 0.01, 1.0  # the temperatures allowed
 
@@ -59,18 +61,35 @@ def symmetric_cross_entropy(
     check_mask("anchors", anchors, logits.shape[:1], logits)
     check_mask("candidates", candidates, logits.shape, logits)
     logits = up_cast(logits, working_dtype(logits, targets))
-    return contrast(logits, targets, anchors, candidates)
+    if targets is not None:
+        targets = targets.masked_fill(~(anchors[:, None] & anchors), 0)
+    own = torch.arange(len(logits), device=logits.device)
+    return contrast(logits, targets, anchors, candidates, own, ONE_PROCESS)
 
 
-def contrast(logits: Tensor, targets: Tensor | None, anchors: Tensor, candidates: Tensor) -> Tensor:
-    """:func:`symmetric_cross_entropy` of arguments that are known to fit."""
-    log_p = masked_log_softmax(logits, candidates, 1) + masked_log_softmax(logits, candidates, 0)
+def contrast(
+    logits: Tensor,
+    targets: Tensor | None,
+    anchors: Tensor,
+    candidates: Tensor,
+    own: Tensor,
+    shard: Shard,
+) -> Tensor:
+    """:func:`symmetric_cross_entropy` of rows (n, K), of which the columns ``own`` (n,) are theirs.
+
+    Targets are 0 in every column that is not an anchor. Arguments are known to fit.
+    """
+    empty = ~shard.any(candidates.any(0))
+    by_column = shard.log_softmax(
+        logits.masked_fill(~candidates, -torch.inf).masked_fill(empty, 0)
+    ).masked_fill(~candidates, 0)
+    log_p = masked_log_softmax(logits, candidates, 1) + by_column
     if targets is None:
-        surprise = -log_p.diagonal()
+        surprise = -log_p.gather(1, own[:, None])[:, 0]
     else:
-        both = anchors[:, None] & anchors[None, :]
-        surprise = -(targets.masked_fill(~both, 0) * log_p).sum(-1)
-    return surprise.masked_fill(~anchors, 0).sum() / anchors.sum().clamp(min=1)
+        surprise = -(targets * log_p).sum(-1)
+    total = shard.sum(surprise.masked_fill(~anchors, 0).sum())
+    return total / shard.sum(anchors.sum()).clamp(min=1)
 
 
 class Groups(NamedTuple):
@@ -92,10 +111,51 @@ class Groups(NamedTuple):
         """Groups in which all entries of one group are duplicates of each other."""
         return Groups(group_ids, torch.arange(group_ids.shape[0], device=group_ids.device))
 
-    def duplicates(self, rows: slice = slice(None)) -> Tensor:
+    def gathered(self, shard: Shard) -> Groups:
+        """Of all processes, from those of this one: (B,) or (B, N), members numbered in each."""
+        leading = self.group.dim()
+        first = shard.rank * math.prod(shard.layout[:leading])
+        return Groups(
+            shard.gather(self.group, leading).flatten(),
+            shard.gather(self.member + first, leading).flatten(),
+        )
+
+    def duplicates(self, rows: slice | Tensor = slice(None)) -> Tensor:
         """Which pairs of some rows with all entries are duplicates: (rows, K), bool."""
         same = self.group[rows, None] == self.group
         return same & (self.member[rows, None] != self.member)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Clip-caption pairs: n clips of this process as rows, K captions of all as columns.
+
+    Attributes:
+        rows: (n,), bool, the valid pairs of this process.
+        columns: (K,), bool, those of all processes.
+        own: (n,), the columns of this process's pairs.
+        groups: of the K pairs.
+        shard: the processes that hold the rows.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    own: Tensor
+    groups: Groups | None
+    shard: Shard
+
+    def identity(self, rows: slice = slice(None)) -> Tensor:
+        """Which cells (rows, K) are valid pairs."""
+        index = torch.arange(len(self.columns), device=self.own.device)
+        return (self.own[rows, None] == index) & self.rows[rows, None]
+
+    def marginals(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Logarithms of the mass 1, evenly on the pairs of all processes: (n,) and (K,)."""
+        share = -self.columns.sum().clamp(min=1).to(dtype).log()
+        rows, columns = (share.expand(m.shape) for m in (self.rows, self.columns))
+        return rows.masked_fill(~self.rows, -torch.inf), columns.masked_fill(
+            ~self.columns, -torch.inf
+        )
 
 
 def check_temperature(temperature: float) -> None:

@@ -21,17 +21,24 @@ from norton_losses._checks import (
 )
 from norton_losses._numerics import full_precision, unit
 from norton_losses._typing import Range, Rescale
+from norton_losses.distributed import ONE_PROCESS, Shard
 from norton_losses.segments import Segments, read_pair
 from norton_losses.similarity_block import SimilarityBlock
 
 
-def minmax(values: Tensor, mask: Tensor, known_range: Range | None = None) -> Tensor:
+def minmax(
+    values: Tensor,
+    mask: Tensor,
+    known_range: Range | None = None,
+    shard: Shard = ONE_PROCESS,
+) -> Tensor:
     """Rescale the valid entries to [0, 1]: ``(x - min) / (max - min)``, gradient through both.
 
     Args:
         values: any shape, floating.
         mask: same shape, bool. Entries outside it do not count, and become 0.
         known_range: ``(lo, hi)`` to use in place of the extremes found.
+        shard: the processes whose extremes count as well.
 
     Returns:
         Same shape. Zeros where the range is below 16 units in the last place: what is left of a
@@ -46,8 +53,8 @@ def minmax(values: Tensor, mask: Tensor, known_range: Range | None = None) -> Te
         tensor([0.0000, 1.0000, 0.5000])
     """
     if known_range is None:
-        lo = values.masked_fill(~mask, torch.inf).amin()
-        hi = values.masked_fill(~mask, -torch.inf).amax()
+        lo = shard.amin(values.masked_fill(~mask, torch.inf))
+        hi = shard.amax(values.masked_fill(~mask, -torch.inf))
     else:
         lo, hi = (values.new_full((), bound) for bound in known_range)
     span = hi - lo
@@ -66,7 +73,11 @@ class AbstractSimilarity(nn.Module, ABC):
 
     @abstractmethod
     def between(
-        self, video: Segments, text: Segments, similarity_range: Range | None = None
+        self,
+        video: Segments,
+        text: Segments,
+        similarity_range: Range | None = None,
+        shard: Shard = ONE_PROCESS,
     ) -> SimilarityBlock:
         """The similarities of two sides that share their working precision.
 
@@ -75,6 +86,7 @@ class AbstractSimilarity(nn.Module, ABC):
             text: of Bt sequences.
             similarity_range: with ``rescale="minmax"``, the ``(lo, hi)`` to use in place of the
                 extremes of this batch, for each part of the similarity.
+            shard: the processes whose videos are compared with this text, for the block.
         """
 
     def check_range(self, similarity_range: Range | None) -> None:
@@ -120,13 +132,17 @@ class FunctionSimilarity(AbstractSimilarity):
         self.function = function
 
     def between(
-        self, video: Segments, text: Segments, similarity_range: Range | None = None
+        self,
+        video: Segments,
+        text: Segments,
+        similarity_range: Range | None = None,
+        shard: Shard = ONE_PROCESS,
     ) -> SimilarityBlock:
         values = self.function(video.zeroed(), text.zeroed())
         check_floating("similarity", values, "(Bv, Bt, N, M)")
         shape = len(video), len(text), video.mask.shape[1], text.mask.shape[1]
         check_shape("similarity", values, shape)
-        return SimilarityBlock(values, video.mask, text.mask)
+        return SimilarityBlock(values, video.mask, text.mask, shard=shard)
 
 
 class AbstractTokenSimilarity(AbstractSimilarity):
@@ -158,7 +174,11 @@ class AbstractTokenSimilarity(AbstractSimilarity):
         return None
 
     def between(
-        self, video: Segments, text: Segments, similarity_range: Range | None = None
+        self,
+        video: Segments,
+        text: Segments,
+        similarity_range: Range | None = None,
+        shard: Shard = ONE_PROCESS,
     ) -> SimilarityBlock:
         with full_precision(video.tokens):
             units = (side.with_tokens(unit(side.tokens, side.token_mask)) for side in (video, text))
@@ -169,8 +189,9 @@ class AbstractTokenSimilarity(AbstractSimilarity):
                 pooled = torch.einsum("and,bmd->abnm", clips, captions)
             if self.rescale == "minmax":
                 both = video.mask[:, None, :, None] & text.mask[None, :, None, :]
-                parts = tuple(minmax(part, both, similarity_range) for part in parts)
-                pooled = None if pooled is None else minmax(pooled, both, similarity_range)
+                known = similarity_range, shard
+                parts = tuple(minmax(part, both, *known) for part in parts)
+                pooled = None if pooled is None else minmax(pooled, both, *known)
             values = sum(parts[1:], parts[0]) / len(parts)
             if pooled is not None:
                 values = (self.pooled_weight * pooled + values) / (self.pooled_weight + 1)
@@ -178,7 +199,7 @@ class AbstractTokenSimilarity(AbstractSimilarity):
             bounds = self.bounds(video.tokens.shape[2], text.tokens.shape[2])
         else:
             bounds = (0.0, 1.0) if similarity_range is None else None
-        return SimilarityBlock(values, video.mask, text.mask, bounds)
+        return SimilarityBlock(values, video.mask, text.mask, bounds, shard)
 
     @property
     def needs_range(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import update_wrapper
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from norton_losses._checks import check_positive
 from norton_losses._numerics import full_precision
 from norton_losses.contrastive import Temperature
-from norton_losses.segments import Segments, read_pair
+from norton_losses.distributed import ONE_PROCESS, ProcessGroup, Shard, check_group
+from norton_losses.gathered_text import gather_text
+from norton_losses.segments import Segments, or_absent, read_pair
 
 P = ParamSpec("P")
 
@@ -34,8 +38,9 @@ class LossInputs:
 
     video: Segments
     text: Segments
-    group_ids: Tensor | None = None
-    logit_scale: Tensor | float | None = None
+    group_ids: Tensor | None
+    logit_scale: Tensor | float | None
+    shard: Shard
 
 
 def loss_of(
@@ -54,6 +59,11 @@ class AbstractLoss(nn.Module, ABC, Generic[Output]):
     """A loss of videos and the paragraphs that came with them."""
 
     by_embeddings = False  # whether embeddings are all that is compared
+
+    def __init__(self, process_group: ProcessGroup) -> None:
+        super().__init__()
+        check_group(process_group)
+        self.process_group: ProcessGroup = process_group
 
     def explain(
         self,
@@ -77,21 +87,62 @@ class AbstractLoss(nn.Module, ABC, Generic[Output]):
             ValueError: shapes that do not fit each other; a ``logit_scale`` beside a temperature.
             TypeError: tokens that are not floating, masks that are not bool.
         """
-        inputs = self.read(video, text, group_ids, logit_scale)
-        self.check(inputs)
+        if self.process_group is None:
+            inputs = self.read(video, text, group_ids, logit_scale)
+            self.check(inputs)
+        else:
+            inputs = self._read_with_others(video, text, group_ids, logit_scale)
         with full_precision(inputs.video.tokens):
             return self.evaluate(inputs)
 
     forward = loss_of(explain)
 
-    def read(self, video: Any, text: Any, group_ids: Any, logit_scale: Any) -> LossInputs:
+    def _read_with_others(self, *given: Any) -> LossInputs:
+        """Read the inputs of this process, and gather the text of all of them."""
+        shard = Shard.of(self.process_group)
+        with shard.failing_together():
+            inputs = self.read(*given, may_be_empty=True)
+            self.check(inputs)
+            video, text = inputs.video, inputs.text
+            alike: list[Tensor] = [p for p in self.parameters() if p.numel() == 1]
+            if inputs.logit_scale is not None:
+                alike.append(torch.as_tensor(inputs.logit_scale))
+            wire = text.tokens.dtype
+            if self.by_embeddings:
+                video, text = (Segments(s.embeddings, mask=s.mask) for s in (video, text))
+            else:
+                wire = getattr(given[1], "tokens", given[1]).dtype
+        video, text, shard = gather_text(video, text, shard, wire, alike)
+        return replace(inputs, video=video, text=text, shard=shard)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        memo[id(self.process_group)] = self.process_group  # a handle, which cannot be copied
+        copied: Any = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copied
+        copied.__dict__.update(deepcopy(self.__dict__, memo))
+        return copied
+
+    def read(
+        self,
+        video: Any,
+        text: Any,
+        group_ids: Any,
+        logit_scale: Any,
+        *,
+        may_be_empty: bool = False,
+    ) -> LossInputs:
+        """Check the arguments; with ``may_be_empty``, no sequence stands for one that is absent."""
+        if may_be_empty:
+            if group_ids is not None and not len(group_ids):
+                group_ids = group_ids.new_zeros(1)
+            video, text = or_absent(video), or_absent(text)
         video, text = read_pair(video, text, by_embeddings=self.by_embeddings)
         if len(video) != len(text):
             raise ValueError(
                 f"video and text must hold as many sequences, got B = {len(video)} and "
                 f"{len(text)}; to rank other numbers of them use .score of a NortonLoss"
             )
-        return LossInputs(video, text, group_ids, logit_scale)
+        return LossInputs(video, text, group_ids, logit_scale, ONE_PROCESS)
 
     @abstractmethod
     def check(self, inputs: LossInputs) -> None:
@@ -105,8 +156,10 @@ class AbstractLoss(nn.Module, ABC, Generic[Output]):
 class AbstractContrastiveLoss(AbstractLoss[Output]):
     """A loss with one contrast, at its own temperature or at a ``logit_scale`` from outside."""
 
-    def __init__(self, temperature: float | None, learnable: bool) -> None:
-        super().__init__()
+    def __init__(
+        self, temperature: float | None, learnable: bool, process_group: ProcessGroup
+    ) -> None:
+        super().__init__(process_group)
         self.temperature = (
             None if temperature is None else Temperature(temperature, learnable=learnable)
         )
@@ -132,8 +185,8 @@ class AbstractContrastiveLoss(AbstractLoss[Output]):
     def scale(self, inputs: LossInputs) -> Tensor:
         """What scores are multiplied by (): 1 / tau, or the scale from outside, or 1."""
         if self.temperature is not None:
-            return 1 / self.temperature()
+            return inputs.shard.replicated(1 / self.temperature())
         scale = 1.0 if inputs.logit_scale is None else inputs.logit_scale
         if isinstance(scale, Tensor):
-            return scale.reshape(())
+            return inputs.shard.replicated(scale.reshape(()))
         return inputs.video.tokens.new_full((), scale)

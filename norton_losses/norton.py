@@ -10,6 +10,7 @@ from torch import Tensor
 from norton_losses._checks import check_not_negative
 from norton_losses._typing import Range
 from norton_losses.clip_caption import ClipCaptionOTLoss
+from norton_losses.distributed import ProcessGroup
 from norton_losses.loss import AbstractLoss, LossInputs
 from norton_losses.outputs import NortonOutput
 from norton_losses.segments import Segments
@@ -36,9 +37,10 @@ class NortonLoss(AbstractLoss[NortonOutput]):
             defaults.
         clip_caption: None means :class:`~norton_losses.ClipCaptionOTLoss` with its defaults.
         weight: lambda, 0 or above.
+        process_group: of both terms, as of :class:`~norton_losses.NortonVideoParagraphLoss`.
 
     Raises:
-        ValueError: ``weight`` below 0.
+        ValueError: ``weight`` below 0, a process group of a term's own.
 
     Source: Eq. (1) of Lin et al., ICLR 2024.
 
@@ -57,8 +59,9 @@ class NortonLoss(AbstractLoss[NortonOutput]):
         clip_caption: ClipCaptionOTLoss | None = None,
         *,
         weight: float = 1.0,
+        process_group: ProcessGroup = None,
     ) -> None:
-        super().__init__()
+        super().__init__(process_group)
         check_not_negative("weight", weight)
         _check_loss("video_paragraph", video_paragraph, NortonVideoParagraphLoss)
         _check_loss("clip_caption", clip_caption, ClipCaptionOTLoss)
@@ -67,6 +70,7 @@ class NortonLoss(AbstractLoss[NortonOutput]):
         )
         self.clip_caption = ClipCaptionOTLoss() if clip_caption is None else clip_caption
         self.weight = weight
+        self.clip_caption.check_group(process_group)
 
     @classmethod
     def released(
@@ -79,6 +83,7 @@ class NortonLoss(AbstractLoss[NortonOutput]):
         pooled_weight: float = 0.5,
         iterations: int = 50,
         weight: float = 0.1,
+        process_group: ProcessGroup = None,
     ) -> NortonLoss:
         """The objective as the authors' released code computes it, faults included.
 
@@ -94,6 +99,7 @@ class NortonLoss(AbstractLoss[NortonOutput]):
             pooled_weight: weight of the embeddings' cosine beside the tokens.
             iterations: of both transports.
             weight: of the video-paragraph term.
+            process_group: as of :class:`NortonLoss`. The authors' code is of one process.
 
         Example:
             >>> from norton_losses import NortonLoss
@@ -113,6 +119,7 @@ class NortonLoss(AbstractLoss[NortonOutput]):
             NortonVideoParagraphLoss(similarity, measure, temperature=0.07, scale_by_length=True),
             ClipCaptionOTLoss(beta, sinkhorn=solver, normalize=False, temperature=None),
             weight=weight,
+            process_group=process_group,
         )
 
     @classmethod
@@ -125,6 +132,7 @@ class NortonLoss(AbstractLoss[NortonOutput]):
         beta: float = 0.3,
         iterations: int = 50,
         weight: float = 0.1,
+        process_group: ProcessGroup = None,
     ) -> NortonLoss:
         """The objective as the paper writes it, Eq. (1) to (8). It will not change.
 
@@ -148,6 +156,7 @@ class NortonLoss(AbstractLoss[NortonOutput]):
             ),
             ClipCaptionOTLoss(beta, sinkhorn=solver, normalize=False, temperature=0.07),
             weight=weight,
+            process_group=process_group,
         )
 
     def check(self, inputs: LossInputs) -> None:
@@ -199,4 +208,9 @@ def _check_loss(name: str, given: object, kind: type) -> None:
         raise TypeError(
             f"{name} must be a {kind.__name__}, or None for the default, got "
             f"{type(given).__name__}; a similarity or a measure goes into NortonVideoParagraphLoss"
+        )
+    if getattr(given, "process_group", None) is not None:
+        raise ValueError(
+            f"{name} must be built without a process_group, since text is gathered once for both "
+            "terms; give it to the NortonLoss"
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from norton_losses._numerics import masked_mean
+from norton_losses.contrastive import Pairs
 from norton_losses.sequence_measures.measure import MeasureOutput
 from norton_losses.similarity_block import SimilarityBlock
 from norton_losses.sinkhorn import TransportPlan
@@ -96,9 +97,9 @@ class VideoParagraphOutput:
         }
         plan, bucket_value = self.plan, self.bucket_value
         if plan is not None:
-            present = self.clip_mask.any(-1) & self.caption_mask.any(-1)
+            present = self.clip_mask.any(-1) & self.caption_mask.any(-1)[self.block.own]
             index = torch.arange(len(present), device=present.device)
-            own = plan[index, index]
+            own = plan[index, self.block.own]
             numbers["plan_entropy"] = masked_mean(own.entropy, present, 0)
             numbers["marginal_error"] = plan.marginal_error.amax()
             if plan.problem.has_bucket and bucket_value is not None:
@@ -120,6 +121,7 @@ class ClipCaptionOutput:
         targets: (K, K), what the softmaxes are drawn to; 0 where a pair is not valid; None with
             ``chunk_rows``.
         plan: the transport behind the targets, or None with ``beta=0``.
+        pairs: which rows are paired with which columns.
         mask: (K,), bool, the pairs that took part.
         temperature: (), what the dot products or cosines were divided by; None where the logits
             came ready-made.
@@ -129,8 +131,12 @@ class ClipCaptionOutput:
     logits: Tensor | None
     targets: Tensor | None
     plan: TransportPlan | None
-    mask: Tensor
+    pairs: Pairs
     temperature: Tensor | None = None
+
+    @property
+    def mask(self) -> Tensor:
+        return self.pairs.rows
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
@@ -153,19 +159,21 @@ class ClipCaptionOutput:
         if self.temperature is not None:
             numbers["temperature"] = self.temperature
         if self.logits is not None:
-            valid = self.mask[:, None] & self.mask[None, :]
+            valid = self.mask[:, None] & self.pairs.columns
             numbers["logit_min"], numbers["logit_max"] = _extremes(self.logits, valid)
         if self.plan is not None:
             plan = self.plan
 
             def own_mass(rows: slice, scores: Tensor) -> Tensor:
-                return plan.log_rows(rows, scores)[:, rows].diagonal().exp().sum()
+                own = self.pairs.own[rows, None]
+                return plan.log_rows(rows, scores).gather(1, own).exp().sum()
 
             on_diagonal = torch.stack(plan.problem.map_rows(own_mass)).sum()
             total = plan.problem.log_mu.exp().sum()
             numbers["faulty_negative_mass"] = total - on_diagonal
-            numbers["plan_entropy"] = plan.entropy
-            numbers["marginal_error"] = plan.marginal_error
+            if self.pairs.shard.alone:  # others would have to be asked, and may not log at all
+                numbers["plan_entropy"] = plan.entropy
+                numbers["marginal_error"] = plan.marginal_error
         return _plain(numbers)
 
 

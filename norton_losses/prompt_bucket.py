@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from norton_losses._checks import check_fraction, check_similarity
 from norton_losses._scalar import ScalarState
 from norton_losses._typing import Range
+from norton_losses.distributed import ONE_PROCESS
 from norton_losses.similarity_block import SimilarityBlock
 from norton_losses.sinkhorn.problem import TransportProblem, log_marginal
 
@@ -75,7 +76,7 @@ class PromptBucket(ScalarState):
             )
         p = self.value if self.value is not None else _quantile(block, self.ratio)
         if self.offset is not None:
-            p = p + self.offset.reshape(())
+            p = p + block.shard.replicated(self.offset.reshape(()))
         return _augmented(block, p, epsilon, self._score_range(block.bounds))
 
     def _score_range(self, bounds: Range | None) -> Range | None:
@@ -151,15 +152,18 @@ def bucket_problem(
 
 def _quantile(block: SimilarityBlock, ratio: float) -> Tensor:
     videos, paragraphs = block.raw.shape[:2]
-    if videos != paragraphs:
+    if block.shard.alone and videos != paragraphs:
         raise ValueError(
             "a bucket with a ratio needs video b aligned with paragraph b, got "
             f"{videos} videos and {paragraphs} paragraphs; use PromptBucket(value=...), or no "
             "bucket"
         )
-    # Of video b with paragraph b, clip i with caption i: (B, min(N, M)).
-    aligned = block.raw.detach().diagonal().diagonal().flatten()
-    valid = block.valid.diagonal().diagonal().flatten()
+    # Of each video with its own paragraph, clip i with caption i: (B, min(N, M)).
+    row = torch.arange(videos, device=block.raw.device)
+    aligned, valid = (
+        block.shard.gather(cells[row, block.own].diagonal(dim1=1, dim2=2), leading=2).flatten()
+        for cells in (block.raw.detach(), block.valid)
+    )
     ranked = aligned.masked_fill(~valid, torch.inf).sort().values
     count = valid.sum()
     # float64, as floats of Python are: 0.3 * 10 must not become 2.9999998.
@@ -190,5 +194,6 @@ def _augmented(
         epsilon,
         score_range=score_range,
         has_bucket=True,
+        shard=ONE_PROCESS,
         check_values=False,
     )

@@ -300,6 +300,27 @@ def read_pair(
     return video, text
 
 
+def or_absent(side: Any) -> Any:
+    """A side of a batch as it is; where it has no segment at all, one that is absent.
+
+    That has the effect of none, and leaves what it was made from in the graph.
+    """
+    tokens, embeddings = side, None
+    if isinstance(side, Segments):
+        tokens, embeddings = side.tokens, side._embeddings
+    known = isinstance(tokens, Tensor) and tokens.dim() in (3, 4) and tokens.is_floating_point()
+    if not known or tokens.shape[:2].numel():
+        return side
+
+    def absent(empty: Tensor) -> Tensor:
+        return empty.new_zeros(1, 1, empty.shape[-1]) + empty.sum()
+
+    made = absent(tokens)
+    mask = torch.zeros(1, 1, dtype=torch.bool, device=made.device)
+    embeddings = None if embeddings is None else absent(embeddings)
+    return Segments(made, mask=mask, embeddings=embeddings)
+
+
 def _read(name: str, given: Segments | Tensor) -> Segments:
     if isinstance(given, Segments):
         if not len(given):

@@ -10,6 +10,7 @@ from torch import Tensor
 from norton_losses._checks import check_floating, check_mask, check_range
 from norton_losses._numerics import up_cast, working_dtype
 from norton_losses._typing import Range
+from norton_losses.distributed import ONE_PROCESS, Shard
 
 
 @final
@@ -23,6 +24,7 @@ class SimilarityBlock:
         caption_mask: (Bt, M), bool, True where valid; None means all. Or (Bv, Bt, M).
         bounds: ``(lo, hi)`` that the values are known to lie in: a solver of transport may then
             choose a faster way without looking. None means that nothing is known.
+        shard: the processes whose videos are compared with these paragraphs.
 
     Attributes:
         raw: the values, float32 or wider, with whatever they hold where absent.
@@ -48,6 +50,7 @@ class SimilarityBlock:
         clip_mask: Tensor | None = None,
         caption_mask: Tensor | None = None,
         bounds: Range | None = None,
+        shard: Shard = ONE_PROCESS,
     ) -> None:
         check_floating("similarity", values, "(Bv, Bt, N, M)")
         if bounds is not None:
@@ -64,6 +67,7 @@ class SimilarityBlock:
             of_pairs = isinstance(mask, Tensor) and mask.dim() == 3  # pyright: ignore[reportUnnecessaryIsInstance]
             check_mask(name, mask, (bv, bt, length) if of_pairs else (own, length), values)
         self.clip_mask, self.caption_mask, self.bounds = clip_mask, caption_mask, bounds
+        self.shard = shard
         self.clips = clip_mask[:, None] if clip_mask.dim() == 2 else clip_mask
         self.captions = caption_mask[None] if caption_mask.dim() == 2 else caption_mask
         self.raw = up_cast(values, working_dtype(values))
@@ -85,6 +89,11 @@ class SimilarityBlock:
         return self.clips[..., :, None] & self.captions[..., None, :]
 
     @property
+    def own(self) -> Tensor:
+        """Which paragraph came with each video, (Bv,)."""
+        return self.shard.own(self.raw.shape[0], self.raw.device)
+
+    @property
     def counts(self) -> tuple[Tensor, Tensor]:
         """How many clips and how many captions each pair has, both (Bv, Bt)."""
         shape = self.raw.shape[:2]
@@ -92,4 +101,5 @@ class SimilarityBlock:
 
     def keep(self, clips: Tensor) -> SimilarityBlock:
         """The same block with fewer valid clips: those in a mask (Bv, Bt, N)."""
-        return SimilarityBlock(self.raw, self.clips & clips, self.caption_mask, self.bounds)
+        kept = self.clips & clips
+        return SimilarityBlock(self.raw, kept, self.caption_mask, self.bounds, self.shard)

@@ -14,6 +14,7 @@ from norton_losses._checks import check_group_ids, check_mask
 from norton_losses._numerics import full_precision
 from norton_losses._typing import Range
 from norton_losses.contrastive import Groups, check_temperature, contrast
+from norton_losses.distributed import ProcessGroup
 from norton_losses.fusion import AbstractSimilarity, SimilarityFunction
 from norton_losses.loss import AbstractContrastiveLoss, AbstractLoss, LossInputs
 from norton_losses.outputs import VideoParagraphOutput
@@ -53,6 +54,9 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
         scale_by_length: multiply the logits by L, the mean number of valid clips and captions of
             the sequences that are valid on both sides, one number for the batch, as the authors'
             code does: logits are then sharper the longer the videos are.
+        process_group: the processes whose paragraphs are negatives too, see
+            :class:`~norton_losses.distributed.Shard`: ``"world"``, or a group of
+            torch.distributed. None means this process alone.
 
     Raises:
         ValueError: a temperature out of range.
@@ -79,8 +83,9 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
         temperature: float | None = 0.1,
         learnable_temperature: bool = False,
         scale_by_length: bool = False,
+        process_group: ProcessGroup = None,
     ) -> None:
-        super().__init__(temperature, learnable_temperature)
+        super().__init__(temperature, learnable_temperature, process_group)
         if isinstance(similarity, AbstractSequenceMeasure):
             raise TypeError(
                 f"similarity must compare tokens, and a {type(similarity).__name__} is a measure; "
@@ -97,9 +102,11 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
             check_group_ids("group_ids", inputs.group_ids, mask.shape[:1], mask)
 
     def evaluate(self, inputs: LossInputs) -> VideoParagraphOutput:
-        block = self.similarity.between(inputs.video, inputs.text)
+        shard, ids = inputs.shard, inputs.group_ids
+        block = self.similarity.between(inputs.video, inputs.text, shard=shard)
         scale = self.scale(inputs)
-        return _contrast_videos(block, self.measure, scale, inputs.group_ids, self.scale_by_length)
+        groups = None if ids is None else Groups.of(ids).gathered(shard)
+        return _contrast_videos(block, self.measure, scale, groups, self.scale_by_length)
 
     def score(
         self,
@@ -210,7 +217,8 @@ def video_paragraph_loss(
     measure = _read_measure(measure)
     with full_precision(similarity):
         scale = 1 / temperature.reshape(())
-        return _contrast_videos(block, measure, scale, group_ids, scale_by_length).loss
+        groups = None if group_ids is None else Groups.of(group_ids)
+        return _contrast_videos(block, measure, scale, groups, scale_by_length).loss
 
 
 def _read_measure(
@@ -229,25 +237,26 @@ def _contrast_videos(
     block: SimilarityBlock,
     measure: AbstractSequenceMeasure,
     scale: Tensor,
-    group_ids: Tensor | None,
+    groups: Groups | None,
     scale_by_length: bool,
 ) -> VideoParagraphOutput:
     """Eq. (4), from similarities whose masks are those of sequences."""
     measured = measure.evaluate_checked(block)
+    own = block.own
     videos, paragraphs = block.clip_mask.any(-1), block.caption_mask.any(-1)
     candidates = videos[:, None] & paragraphs[None, :]
-    if group_ids is not None:
-        candidates = candidates & ~Groups.of(group_ids).duplicates()
+    if groups is not None:
+        candidates = candidates & ~groups.duplicates(own)
     logits = measured.score * scale
     if scale_by_length:
         logits = logits * _mean_length(block)
-    loss = contrast(logits, None, videos & paragraphs, candidates)
+    loss = contrast(logits, None, videos & paragraphs[own], candidates, own, block.shard)
     return VideoParagraphOutput(loss, block, measured, logits.detach(), 1 / scale.detach())
 
 
 def _mean_length(block: SimilarityBlock) -> Tensor:
     """Mean number of valid clips and captions in the sequences that are valid on both sides."""
-    clips, captions = block.clip_mask.sum(-1), block.caption_mask.sum(-1)
+    clips, captions = block.clip_mask.sum(-1), block.caption_mask.sum(-1)[block.own]
     both = (clips > 0) & (captions > 0)
-    total = ((clips + captions) * both).sum().to(block.raw.dtype)
-    return total / (2 * both.sum()).clamp(min=1)
+    total = block.shard.sum(((clips + captions) * both).sum()).to(block.raw.dtype)
+    return total / (2 * block.shard.sum(both.sum())).clamp(min=1)

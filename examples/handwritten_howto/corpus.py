@@ -73,6 +73,9 @@ class Corpus:
         """The videos of the given indices (b,)."""
         return Corpus(*(getattr(self, field.name)[videos] for field in fields(self)))
 
+    def to(self, device: torch.device) -> Corpus:
+        return Corpus(*(getattr(self, field.name).to(device) for field in fields(self)))
+
     @property
     def word_mask(self) -> Tensor:
         return self.words != 0

@@ -48,6 +48,8 @@ def select(problem: AbstractProblem) -> Selection:
         >>> choice.solver.__name__, choice.reason
         ('TorchSinkhorn', 'the problem is on cpu, and Triton runs on CUDA')
     """
+    if not problem.shard.alone:
+        return Selection(TorchSinkhorn, "rows are shared out among processes, which torch solves")
     if not problem.holds_scores:
         return Selection(TorchSinkhorn, "a point cloud is solved by row blocks, which torch does")
     scores = problem.scores
@@ -88,6 +90,9 @@ class AutoSinkhorn(AbstractSinkhorn):
 
     def supports(self, problem: AbstractProblem) -> Support:
         return self._choice(problem).supports(problem)
+
+    def supports_shards(self) -> Support:
+        return TorchSinkhorn(plan_gradient=self.plan_gradient).supports_shards()
 
     def _solve(self, problem: AbstractProblem) -> Scalings:
         return self._choice(problem)._solve(problem)

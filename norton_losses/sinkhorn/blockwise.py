@@ -24,7 +24,7 @@ class BlockwiseSteps(AbstractSteps):
 
     def __init__(self, problem: AbstractProblem) -> None:
         self.problem = problem
-        self.log_mu, self.log_nu = problem.log_mu, problem.log_nu
+        self.log_mu, self.log_nu, self.shard = problem.log_mu, problem.log_nu, problem.shard
 
     def __call__(self, state: State) -> State:
         log_v = state[1]
@@ -39,7 +39,8 @@ class BlockwiseSteps(AbstractSteps):
             return log_u, (log_kernel + log_u[:, None]).logsumexp(-2)
 
         log_u, column_sums = zip(*self.problem.map_rows(of_rows), strict=True)
-        return torch.cat(log_u), self.log_nu - torch.stack(column_sums).logsumexp(0)
+        of_columns = self.shard.logsumexp(torch.stack(column_sums).logsumexp(0))
+        return torch.cat(log_u), self.log_nu - of_columns
 
     def _quick(self, log_v: Tensor) -> tuple[Tensor, Tensor | None]:
         """A step whose exponentials serve rows and columns; no log_v if a column lost too much.
@@ -59,7 +60,8 @@ class BlockwiseSteps(AbstractSteps):
             return log_u, torch.mv(weights.T, self.log_mu[rows].exp() / sums)
 
         log_u, columns = zip(*self.problem.map_rows(of_rows), strict=True)
-        column_sums, absent = torch.stack(columns).sum(0), self.log_nu == -torch.inf
+        column_sums = self.shard.sum(torch.stack(columns).sum(0))
+        absent = self.log_nu == -torch.inf
         if (column_sums.masked_fill(absent, 1) < _SMALLEST_COLUMN[log_v.dtype]).any():
             return torch.cat(log_u), None
         next_v = self.log_nu + log_v - column_sums.log()

@@ -8,6 +8,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from norton_losses.distributed import ONE_PROCESS, Shard
+
 State: TypeAlias = tuple[Tensor, ...]
 """Scalings between two steps, u and v first, in whatever form a domain keeps them."""
 
@@ -31,6 +33,7 @@ class AbstractSteps(ABC):
 
     log_mu: Tensor  # (..., n)
     log_nu: Tensor  # (..., m)
+    shard: Shard = ONE_PROCESS  # the processes that hold the rows
 
     def start(self) -> State:
         """The state before the first step: v is 1 at present columns and 0 at absent ones."""
@@ -46,7 +49,7 @@ class AbstractSteps(ABC):
         The rows sum to mu times the u before the step over the u after it.
         """
         ratio = (before[0] - after[0]).masked_fill(self.log_mu == -torch.inf, 0)
-        return (self.log_mu.exp() * ratio.expm1().abs()).sum(-1, keepdim=True)
+        return self.shard.sum((self.log_mu.exp() * ratio.expm1().abs()).sum(-1, keepdim=True))
 
 
 def log_start(log_nu: Tensor) -> Tensor:

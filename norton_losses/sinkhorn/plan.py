@@ -22,6 +22,9 @@ class TransportPlan:
     Danskin's theorem, once the plan has converged. A solver with another ``plan_gradient`` lets
     the plan carry its own.
 
+    Of a problem whose rows are shared out among processes it has the rows of this one; score, value
+    and errors are those of the whole, for which all processes must ask together.
+
     The plan of a :class:`~norton_losses.PointCloudProblem` is held by its scalings alone; score,
     value and errors go through it by row blocks, while ``log_plan``, ``plan`` and ``core`` write
     all of it out.
@@ -97,7 +100,7 @@ class TransportPlan:
         def of_rows(rows: slice, scores: Tensor) -> Tensor:
             return (self.log_rows(rows, scores).exp() * scores).sum((-2, -1))
 
-        return torch.stack(self.problem.map_rows(of_rows)).sum(0)
+        return self.problem.shard.sum(torch.stack(self.problem.map_rows(of_rows)).sum(0))
 
     @property
     def entropy(self) -> Tensor:
@@ -108,7 +111,7 @@ class TransportPlan:
             absent = log_q == -torch.inf  # 0 log 0 is 0
             return -(log_q.exp() * log_q.masked_fill(absent, 0)).sum((-2, -1))
 
-        return torch.stack(self.problem.map_rows(of_rows)).sum(0)
+        return self.problem.shard.sum(torch.stack(self.problem.map_rows(of_rows)).sum(0))
 
     @property
     def value(self) -> Tensor:
@@ -125,9 +128,11 @@ class TransportPlan:
             return block.sum(-1), block.sum(-2)
 
         row_sums, column_sums = zip(*self.problem.map_rows(sums), strict=True)
+        shard = self.problem.shard
         rows = (torch.cat(row_sums, -1) - self.problem.log_mu.exp()).abs().sum(-1)
-        columns = (torch.stack(column_sums).sum(0) - self.problem.log_nu.exp()).abs().sum(-1)
-        return torch.maximum(rows, columns)
+        all_columns = shard.sum(torch.stack(column_sums).sum(0))
+        columns = (all_columns - self.problem.log_nu.exp()).abs().sum(-1)
+        return torch.maximum(shard.sum(rows), columns)
 
     def log_rows(self, rows: slice, scores: Tensor) -> Tensor:
         """Log Q (..., rows, m) of a block of rows, from its scores (..., rows, m)."""

@@ -17,6 +17,7 @@ from norton_losses._checks import (
     check_positive,
     check_shape,
 )
+from norton_losses.distributed import ONE_PROCESS, Shard
 from norton_losses.sinkhorn.problem import (
     AbstractProblem,
     Result,
@@ -46,6 +47,7 @@ class PointCloudProblem(AbstractProblem):
         log_nu: logarithm of the column marginals (m,); -inf marks an absent column.
         epsilon: strength of the entropy, in units of the scores.
         chunk_rows: how many rows of scores exist at a time; None means about 64 MiB of them.
+        shard: as of :class:`TransportProblem`.
         check_values: read the values once, as in :class:`TransportProblem`.
 
     Raises:
@@ -75,6 +77,7 @@ class PointCloudProblem(AbstractProblem):
     epsilon: float
     _: KW_ONLY
     chunk_rows: int | None = None
+    shard: Shard = ONE_PROCESS
     check_values: InitVar[bool] = True
 
     score_range = None

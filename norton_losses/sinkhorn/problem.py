@@ -20,6 +20,7 @@ from norton_losses._checks import (
 )
 from norton_losses._numerics import up_cast, working_dtype
 from norton_losses._typing import Range
+from norton_losses.distributed import ONE_PROCESS, Shard
 
 Result = TypeVar("Result")
 Same = TypeVar("Same", bound="AbstractProblem")
@@ -40,6 +41,7 @@ class AbstractProblem(ABC):
     epsilon: float
     score_range: Range | None
     has_bucket: bool
+    shard: Shard  # the processes that hold the rows; columns are those of all
     chunk_rows: int | None  # rows of scores that exist at a time, where they are not held
 
     @property
@@ -94,6 +96,8 @@ class TransportProblem(AbstractProblem):
             range a solver can take plain numbers for logarithms, and need not read the scores, for
             which the host would wait for the GPU. None means that nothing is known.
         has_bucket: the last row and column are a :class:`~norton_losses.PromptBucket`.
+        shard: the processes that hold the rows of the problem; columns are those of all of them.
+            Only :class:`~norton_losses.TorchSinkhorn` solves it.
         check_values: refuse what has no solution. Reading the values makes the host wait for the
             GPU; False checks the numbers alone, for tensors that are right by construction.
 
@@ -124,6 +128,7 @@ class TransportProblem(AbstractProblem):
     _: KW_ONLY
     score_range: Range | None = None
     has_bucket: bool = False
+    shard: Shard = ONE_PROCESS
     check_values: InitVar[bool] = True
 
     def __post_init__(self, check_values: bool) -> None:
@@ -170,7 +175,11 @@ class TransportProblem(AbstractProblem):
         scores = up_cast(scores, working_dtype(scores)).masked_fill(absent, 0)
         one = scores.new_zeros(())
         marginals = log_marginal(row_mask, one), log_marginal(column_mask, one)
-        return cls(scores, *marginals, epsilon, score_range=score_range, check_values=False)
+        # The shard too, since a compiler cannot make the default of a dataclass.
+        return cls(
+            scores, *marginals, epsilon,
+            score_range=score_range, shard=ONE_PROCESS, check_values=False,
+        )  # fmt: skip
 
     @property
     def T(self) -> TransportProblem:

@@ -61,6 +61,14 @@ class AbstractSinkhorn(ABC):
     def supports(self, problem: AbstractProblem) -> Support:
         """Whether :meth:`solve` serves this problem."""
 
+    def supports_shards(self) -> Support:
+        """Whether :meth:`solve` serves problems whose rows are shared out among processes."""
+        return Support(
+            False,
+            "its rows are shared out among processes, which only TorchSinkhorn can solve; take "
+            'sinkhorn="torch", or "auto"',
+        )
+
     @abstractmethod
     def _solve(self, problem: AbstractProblem) -> Scalings:
         """Scalings of a supported problem; every problem of its batch has rows and columns.
@@ -76,7 +84,9 @@ class AbstractSinkhorn(ABC):
             ValueError: the problem is not supported; the text says what to use instead.
         """
         support = self.supports(problem)
-        if support.ok and self.plan_gradient != "detached":
+        if support.ok and not problem.shard.alone:
+            support = self.supports_shards()
+        elif support.ok and self.plan_gradient != "detached":
             support = Support(
                 problem.holds_scores,
                 "the gradient of a plan needs all of it; solve problem.explicit(), or leave "
@@ -99,7 +109,8 @@ class AbstractSinkhorn(ABC):
         no_row, no_column = log_mu == -torch.inf, log_nu == -torch.inf
         # A problem without rows or columns has only -inf to sum: it is solved with even marginals
         # instead, and its answer is dropped.
-        empty = (no_row.all(-1) | no_column.all(-1))[..., None]
+        no_rows = ~solved.shard.any((~no_row).any(-1))
+        empty = (no_rows | no_column.all(-1))[..., None]
         even_mu, even_nu = (-log.new_full((), log.shape[-1]).log() for log in (log_mu, log_nu))
         solved = solved.replace(
             log_mu=torch.where(empty, even_mu, log_mu), log_nu=torch.where(empty, even_nu, log_nu)

@@ -10,6 +10,7 @@ import torch
 from norton_losses._checks import check_choice, check_positive
 from norton_losses._typing import PlanGradient, SinkhornDomain
 from norton_losses.sinkhorn import operator
+from norton_losses.sinkhorn.blockwise import solve_by_blocks
 from norton_losses.sinkhorn.iteration import Scalings
 from norton_losses.sinkhorn.log_domain import solve_by_logs
 from norton_losses.sinkhorn.problem import AbstractProblem
@@ -76,6 +77,13 @@ class TorchSinkhorn(AbstractSinkhorn):
     def supports(self, problem: AbstractProblem) -> Support:
         return Support(ok=True)
 
+    def supports_shards(self) -> Support:
+        return Support(
+            self.plan_gradient == "detached" and self.domain in ("auto", "log"),
+            "its rows are shared out among processes, which is done on logarithms and without a "
+            'gradient; leave domain at "auto" and plan_gradient at "detached"',
+        )
+
     def domain_of(self, problem: AbstractProblem) -> SinkhornDomain:
         """The domain in which a problem that holds its scores is solved."""
         if self.plan_gradient == "unrolled":
@@ -87,9 +95,12 @@ class TorchSinkhorn(AbstractSinkhorn):
 
     def _solve(self, problem: AbstractProblem) -> Scalings:
         steps = self.iterations, self.tolerance
-        if self.plan_gradient == "unrolled":
+        if self.plan_gradient == "unrolled" or not problem.shard.alone:
+            if not problem.holds_scores:
+                return solve_by_blocks(problem, *steps)
             log_kernel = problem.scores / problem.epsilon
-            return solve_by_logs(log_kernel, problem.log_mu, problem.log_nu, *steps)
+            marginals = problem.log_mu, problem.log_nu
+            return solve_by_logs(log_kernel, *marginals, *steps, problem.shard)
         # Only a compiler needs the operators: eagerly their dispatch costs more than a small solve.
         compiling = torch.compiler.is_compiling()
         tensors: Any = (getattr(problem, name) for name in problem.tensors)

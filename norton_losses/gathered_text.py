@@ -1,0 +1,87 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+"""The text of all processes, gathered for the videos of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from norton_losses.distributed import NUMBERS, Shard
+from norton_losses.segments import Segments
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def gather_text(
+    video: Segments, text: Segments, shard: Shard, wire: torch.dtype, alike: Sequence[Tensor]
+) -> tuple[Segments, Segments, Shard]:
+    """The text of all processes beside the video of this one, and the shard that knows its padding.
+
+    Text is padded to the largest of all processes, and clips to as many frames, for what depends on
+    padded widths.
+
+    Args:
+        video, text: of this process, in their working precision.
+        shard: its place.
+        wire: what the tokens of text are sent as, without loss.
+        alike: numbers that all processes must hold alike, such as temperatures.
+
+    Raises:
+        RuntimeError: another process has failed.
+        ValueError: widths or dtypes that differ, or numbers that should be alike.
+    """
+    tokens, embeddings = text.tokens, text.embeddings
+    same = {
+        "width of tokens": tokens.shape[-1],
+        "width of embeddings": embeddings.shape[-1],
+        "dtype of text": _DTYPES.index(wire),
+        "working precision": _DTYPES.index(tokens.dtype),
+        "number of temperatures": len(alike),
+    }
+    differentiable = torch.is_grad_enabled() and (tokens.requires_grad or embeddings.requires_grad)
+    sizes = *tokens.shape[:3], video.tokens.shape[2], differentiable
+    first = len(sizes) + len(same)
+    numbers = [*sizes, *same.values(), *map(_number, alike)][: NUMBERS - 1]
+    world = shard.tell(numbers)[:, : len(numbers)]
+    for name, values in zip(same, world.T[len(sizes) :].long().tolist(), strict=False):
+        if len(set(values)) > 1:
+            raise ValueError(f"the {name} must be the same on all processes, got {values}")
+    held_alike = world[:, first:]
+    if not torch.allclose(held_alike, held_alike[:1].expand_as(held_alike), rtol=1e-6, atol=0):
+        raise ValueError(
+            "temperatures, and other single numbers of a loss, must be the same on all processes, "
+            f"got {held_alike.tolist()}; load one checkpoint on all of them, and hand "
+            "loss.parameters() to the same optimiser"
+        )
+    sequences, segments, words, frames, some_differentiable = world.amax(0).long().tolist()[:5]
+    shard = replace(shard, layout=(sequences, segments, words))
+    if some_differentiable and torch.is_grad_enabled():
+        # The backward pass of the others waits for this process.
+        tokens, embeddings = (
+            side if side.requires_grad else side.detach().requires_grad_()
+            for side in (tokens, embeddings)
+        )
+    gathered = Segments(
+        shard.gather(tokens, 3, wire),
+        shard.gather(text.token_mask, 3),
+        embeddings=shard.gather(embeddings, 2),
+    )
+    missing = frames - video.tokens.shape[2]
+    padded = Segments(
+        pad(video.tokens, (0, 0, 0, missing)),
+        pad(video.token_mask, (0, missing)),
+        embeddings=video.embeddings,
+    )
+    return padded, gathered, shard
+
+
+def _number(value: Any) -> float:
+    """The value of a parameter, of one that FSDP shards as well."""
+    value = value.detach()
+    return float(value.full_tensor() if hasattr(value, "full_tensor") else value)
