@@ -105,7 +105,7 @@ class Shard:
         mine = torch.zeros(NUMBERS, dtype=torch.float64)
         told = [1.0] if numbers is None else [0.0, *numbers]
         mine[: len(told)] = torch.tensor(told, dtype=torch.float64)
-        world = self._gathered(mine.to(self._device)).view(self.size, -1).cpu()
+        world = self._gathered(mine.to(self.device)).view(self.size, -1).cpu()
         failed = world[:, 0].nonzero().flatten().tolist()
         if numbers is not None and failed:
             raise RuntimeError(
@@ -120,7 +120,8 @@ class Shard:
         try:
             yield
         except Exception:
-            self.tell(None)
+            if not self.alone:
+                self.tell(None)
             raise
 
     def own(self, sequences: int, device: torch.device) -> Tensor:
@@ -179,7 +180,8 @@ class Shard:
         return values if self.alone else _Replicated.apply(values, self)  # pyright: ignore
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
+        """Where the group's backend communicates."""
         cuda = "nccl" in dist.get_backend(self.group)
         return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 

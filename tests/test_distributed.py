@@ -28,6 +28,7 @@ from norton_losses import (
     TransportMeasure,
 )
 from norton_losses.distributed import Shard
+from norton_losses.retrieval import retrieve
 from tests.process_pool import GROUPS, ProcessPool
 
 WIDTH = 6
@@ -444,3 +445,32 @@ def test_the_world_by_name(pool: ProcessPool) -> None:
     expected = NortonLoss()(*[torch.cat([tokens] * 4)] * 2).item()
     for found in pool.run(_in_the_world, [()] * 4):
         assert found == pytest.approx(expected, rel=1e-6)
+
+
+def _retrieved(group: Any, loss: str | None, videos: list[Tensor], spoiled: bool = False) -> Tensor:
+    scorer = NortonLoss() if loss is None else loss
+    if spoiled:
+        scorer = lambda similarity, *masks: similarity  # noqa: E731 - not a score a pair
+    out = retrieve(scorer, videos, videos[::-1], process_group=group, progress=False)
+    assert out.video_to_paragraph.recalls.keys() == {1, 5, 10}
+    return out.scores
+
+
+@pytest.mark.parametrize("measure", [None, "dtw"])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_retrieval_is_shared_out(pool: ProcessPool, measure: str | None, ranks: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    videos = [torch.randn(n, 8, generator=g) for n in (3, 5, 4, 3, 1, 6, 2)]
+    expected = _retrieved(None, measure, videos)
+    for found in pool.run(_retrieved, [(measure, videos)] * ranks):
+        torch.testing.assert_close(found, expected)
+
+
+def test_retrieval_fails_together(pool: ProcessPool) -> None:
+    videos = [torch.randn(3, 8) for _ in range(4)]
+    one, other = pool.run(_retrieved, [("dtw", videos, True), ("dtw", videos)])
+    assert isinstance(one, ValueError)
+    assert isinstance(other, RuntimeError)
+    for error in pool.run(_retrieved, [("dtw", videos), ("dtw", videos[:3])]):
+        assert isinstance(error, ValueError)
+        assert "all videos and all paragraphs" in str(error)

@@ -108,6 +108,7 @@ BELOW: dict[str, set[str]] = {
     },
     "metrics": set(),
     "retrieval": {
+        "distributed",
         "flat_segments",
         "loss",
         "metrics",

@@ -59,6 +59,18 @@ def objectives(choose: Choose) -> list[Run]:
     return [*untrained, ceiling, *at_default(RIVALS)(choose)]
 
 
+def defaults(choose: Choose) -> list[Run]:
+    """Whether tuned settings would be better defaults: of little noise and much, cold and warm."""
+    cold = [("none", 0.0), ("default", 0.0), ("asynchrony", 0.6), ("all", 0.6)]
+    return [
+        Run(name, choose(name), kind, level, seed, steps=500 - 250 * warm, warm_steps=500 * warm)
+        for seed in SEEDS
+        for warm in (False, True)
+        for kind, level in cold[: 2 if warm else None]
+        for name in ("NortonLoss", "NortonLoss, tuned")
+    ]
+
+
 def noise(choose: Choose) -> list[Run]:
     """The headline objectives at every kind and level of noise.
 
@@ -162,6 +174,7 @@ def quick(choose: Choose) -> list[Run]:
 
 PARTS: dict[str, Part] = {
     "objectives": objectives,
+    "defaults": defaults,
     "variants": at_default(VARIANTS),
     "warm": warm,
     "noise": noise,

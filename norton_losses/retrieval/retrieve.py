@@ -22,6 +22,7 @@ from norton_losses._arrays import check_index
 from norton_losses._checks import check_choice, check_count
 from norton_losses._numerics import full_precision, up_cast
 from norton_losses._typing import Range
+from norton_losses.distributed import ProcessGroup, Shard, check_group
 from norton_losses.loss import AbstractLoss
 from norton_losses.metrics import invert_truth
 from norton_losses.retrieval.output import RetrievalOutput, retrieval_metrics
@@ -58,6 +59,7 @@ def retrieve(
     batch_size: int = 128,
     device: torch.device | str | None = None,
     progress: bool = True,
+    process_group: ProcessGroup = None,
 ) -> RetrievalOutput:
     """Score every video with every paragraph, tile by tile, and rank them in both directions.
 
@@ -85,6 +87,9 @@ def retrieve(
         device: where tiles are scored; None means where the videos are.
         progress: show a bar on stderr (``pip install 'norton-losses[progress]'``), or without tqdm
             a line at the end.
+        process_group: the processes that share out the videos, ``"world"`` or a group of
+            torch.distributed. Each is called with all videos and all paragraphs, and gets all
+            scores.
 
     Returns:
         Scores, recalls and median ranks of both directions; printed, it is a table.
@@ -93,6 +98,7 @@ def retrieve(
         ValueError: an empty video or paragraph, embeddings that are not finite, shapes or widths
             that do not fit, a truth outside the paragraphs, an unknown name, scores that are NaN.
         TypeError: neither a loss nor a measure; sequences that are neither tensor nor list.
+        RuntimeError: another process of the group has failed.
 
     Source: retrieval of whole videos as in Lin et al., ICLR 2024, over any measure.
 
@@ -105,6 +111,7 @@ def retrieve(
         (torch.Size([3, 3]), 1.0)
     """
     check_count("batch_size", batch_size)
+    check_group(process_group)
     measure = _read_measure(loss_or_measure, bucket_value)
     if measure is not None and similarity_range is not None:
         raise ValueError(
@@ -133,16 +140,21 @@ def retrieve(
         score = partial(loss.score, bucket_value=bucket_value, **known)
     else:
         score = _by_cosines(measure, dtype)
-    scores = torch.empty(len(ragged_videos), len(ragged_paragraphs), dtype=dtype)
+    shard = Shard.of(process_group)
+    scores = torch.zeros(len(ragged_videos), len(ragged_paragraphs), dtype=dtype)
     start = time.perf_counter()
+    row_groups = ragged_videos.groups(min(batch_size, -(-len(ragged_videos) // shard.size)))
+    own_groups = row_groups[shard.rank :: shard.size]
+    pairs = sum(len(rows) for rows in own_groups) * len(ragged_paragraphs)
     column_groups = ragged_paragraphs.groups(batch_size)
-    with torch.no_grad(), _progress(scores.numel(), progress) as advance:
-        for rows in ragged_videos.groups(batch_size):
+    with shard.failing_together(), torch.no_grad(), _progress(pairs, progress) as advance:
+        for rows in own_groups:
             video_batch = ragged_videos.batch(rows, device)
             for columns in column_groups:
                 tile = score(video_batch, ragged_paragraphs.batch(columns, device))
                 scores[rows[:, None], columns] = _checked(tile, rows, columns).to(scores)
                 advance(tile.numel())
+    scores = _of_all(scores, shard)
     seconds = time.perf_counter() - start
     return RetrievalOutput(
         scores,
@@ -200,6 +212,19 @@ def _by_cosines(measure: AbstractSequenceMeasure, dtype: torch.dtype) -> _ScoreO
             return measure.evaluate_checked(block).score
 
     return score
+
+
+def _of_all(scores: Tensor, shard: Shard) -> Tensor:
+    """The scores of all processes, each of which has zeros where another one scored."""
+    if shard.alone:
+        return scores
+    shapes = shard.tell(scores.shape)[:, :2]
+    if (shapes != shapes[0]).any():
+        raise ValueError(
+            "every process must be called with all videos and all paragraphs, got tables of "
+            f"{[tuple(map(int, shape)) for shape in shapes]}; the videos are shared out in here"
+        )
+    return shard.sum(scores.to(shard.device)).to(scores.device)
 
 
 def _checked(tile: Any, rows: Tensor, columns: Tensor) -> Tensor:
