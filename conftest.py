@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.process_pool import ProcessPool
 
 HAS_POT = importlib.util.find_spec("ot") is not None
 HAS_GEOMLOSS = importlib.util.find_spec("geomloss") is not None
@@ -47,3 +50,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPool]:
+    """Processes of torch.distributed, for the tests that need several."""
+    made = ProcessPool(tmp_path_factory.mktemp("processes"))
+    yield made
+    made.close()

@@ -14,6 +14,7 @@ from norton_losses import functional, sinkhorn
 from norton_losses.clip_caption import ClipCaptionOTLoss
 from norton_losses.contrastive import Temperature
 from norton_losses.fusion import AbstractTokenSimilarity
+from norton_losses.gradient_cache import cached_step
 from norton_losses.norton import NortonLoss
 from norton_losses.outputs import ClipCaptionOutput, NortonOutput, VideoParagraphOutput
 from norton_losses.prompt_bucket import PromptBucket
@@ -83,6 +84,7 @@ __all__ = [
     "TransportProblem",
     "TritonSinkhorn",
     "VideoParagraphOutput",
+    "cached_step",
     "functional",
     "sinkhorn",
 ]

@@ -141,8 +141,10 @@ class Shard:
         padded = values.new_zeros(*self.layout[:leading], *values.shape[leading:])
         padded[tuple(slice(n) for n in values.shape[:leading])] = values
         values = padded
+        if values.dtype == torch.bool:  # which not every backend sends
+            return self._gathered(values.view(torch.uint8)).view(torch.bool)
         if not values.is_floating_point():
-            return self._gathered(values.to(torch.int64)).to(values.dtype)
+            return self._gathered(values)
         return _Gather.apply(values, self, wire or values.dtype)  # pyright: ignore
 
     def sum(self, values: Tensor) -> Tensor:

@@ -290,7 +290,7 @@ def read_pair(
 
     ``by_embeddings`` means that tokens are not compared: they may differ in width.
     """
-    video, text = _read("video", video), _read("text", text)
+    video, text = as_segments("video", video), as_segments("text", text)
     check_device("text", text.tokens, video.tokens)
     if not by_embeddings:
         _check_widths("width D", video.tokens, text.tokens)
@@ -321,7 +321,8 @@ def or_absent(side: Any) -> Any:
     return Segments(made, mask=mask, embeddings=embeddings)
 
 
-def _read(name: str, given: Segments | Tensor) -> Segments:
+def as_segments(name: str, given: Segments | Tensor) -> Segments:
+    """A side of a batch, of which a tensor is valid throughout."""
     if isinstance(given, Segments):
         if not len(given):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""A pool of gloo processes, spawned once for a file of tests: a rank for every worker."""
+"""A pool of gloo processes, spawned once a session: a rank for every worker."""
 
 from __future__ import annotations
 

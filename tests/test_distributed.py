@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,6 +26,7 @@ from norton_losses import (
     SoftMaximumSimilarity,
     TorchSinkhorn,
     TransportMeasure,
+    distributed,
 )
 from norton_losses.distributed import Shard
 from norton_losses.retrieval import retrieve
@@ -34,13 +35,6 @@ from tests.process_pool import GROUPS, ProcessPool
 WIDTH = 6
 Side = tuple[Tensor, Tensor]  # tokens (B, N, T, D) and their mask
 Make = Callable[[Any], nn.Module]
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPool]:
-    made = ProcessPool(tmp_path_factory.mktemp("processes"))
-    yield made
-    made.close()
 
 
 def of_video(measure: nn.Module | None = None, similarity: Any = None, **options: Any) -> Make:
@@ -474,3 +468,53 @@ def test_retrieval_fails_together(pool: ProcessPool) -> None:
     for error in pool.run(_retrieved, [("dtw", videos), ("dtw", videos[:3])]):
         assert isinstance(error, ValueError)
         assert "all videos and all paragraphs" in str(error)
+
+
+def _bytes_sent(group: Any, sides: tuple[Side, Side], iterations: int) -> int:
+    """Of the results of all collectives of a step, but for the numbers told at its beginning."""
+    sent: list[int] = []
+
+    def counted(collective: Callable[..., None]) -> Callable[..., None]:
+        def call(out: Tensor, *others: Any, **options: Any) -> None:
+            tensors = [out, *(other for other in others if isinstance(other, Tensor))]
+            sent.append(max(tensor.numel() * tensor.element_size() for tensor in tensors))
+            collective(out, *others, **options)
+
+        return call
+
+    real = distributed._all_gather, distributed._reduce_scatter, distributed.dist.all_reduce
+    distributed._all_gather, distributed._reduce_scatter, distributed.dist.all_reduce = map(
+        counted, real
+    )
+    try:
+        loss = NortonLoss(
+            NortonVideoParagraphLoss(learnable_temperature=True),
+            ClipCaptionOTLoss(sinkhorn=TorchSinkhorn(iterations)),
+            process_group=group,
+        )
+        video, text = (Segments(t.float().requires_grad_(), m) for t, m in sides)
+        loss(video, text).backward()
+    finally:
+        distributed._all_gather, distributed._reduce_scatter, distributed.dist.all_reduce = real
+    return sum(sent)
+
+
+def test_the_volume_of_communication_is_that_of_the_documentation(pool: ProcessPool) -> None:
+    """See docs/distributed.md: what a step gathers, reduces and sums."""
+    size, (b, n, m, _, w), iterations = 2, EVEN[0], 7
+    k = size * b * m
+    tokens, embeddings = 4 * k * w * WIDTH, 4 * k * WIDTH
+    gathered = tokens + k * w + embeddings + k  # tokens, their mask, embeddings, valid pairs
+    gathered += size * b * min(n, m) * (4 + 1)  # the bucket's aligned pairs
+    returned = tokens + embeddings
+    transport = iterations * 2 * 4 * k
+    # Two column softmaxes: a maximum and a sum forward, a sum back, and which columns are empty.
+    columns = size * b
+    softmaxes = (3 * 4 + 8) * (columns + k)
+    told = 8 * distributed.NUMBERS * size
+    expected = gathered + returned + transport + softmaxes + told
+    for found in pool.run(_bytes_sent, [(s, iterations) for s in draw(EVEN)]):
+        if isinstance(found, Exception):
+            raise found
+        # The rest are single numbers: sums, counts, gradients of temperatures.
+        assert expected <= found <= expected + 200

@@ -52,6 +52,7 @@ PUBLIC = {
     "TransportProblem",
     "TritonSinkhorn",
     "VideoParagraphOutput",
+    "cached_step",
     "functional",
     "sinkhorn",
 }
@@ -61,6 +62,7 @@ BELOW: dict[str, set[str]] = {
     "flat_segments": set(),
     "segments": {"flat_segments"},
     "distributed": set(),
+    "gradient_cache": {"segments"},
     "gathered_text": {"distributed", "segments"},
     "similarity_block": {"distributed"},
     "kernels": {"segments"},

@@ -1,0 +1,202 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+"""One step over a batch that is too large to encode at once: the gradient cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+from norton_losses.segments import Segments, as_segments
+
+Sides: TypeAlias = "tuple[Segments | Tensor, Segments | Tensor]"
+
+
+def cached_step(
+    encode: Callable[[Any], Sides],
+    loss: Callable[..., Tensor],
+    batches: Sequence[Any],
+    *,
+    module: nn.Module | None = None,
+    **options: Any,
+) -> Tensor:
+    r"""Forward and backward pass of a loss over several batches as if they were one.
+
+    .. math:: \frac{\partial L}{\partial \theta} = \sum_c \frac{\partial z_c}{\partial \theta}
+              \frac{\partial L}{\partial z_c}
+
+    Each batch c is encoded to its tokens :math:`z_c` without a graph, the loss is taken of all of
+    them together, and each is then encoded once more, with a graph, to which the gradient of its
+    tokens is handed. So all batches are negatives of each other, gradients are those of one large
+    batch, and the activations of one batch exist at a time; encoding takes one more forward pass.
+    Random numbers, as of dropout, are the same in both passes. What a forward pass changes, such
+    as the running statistics of a batch norm, is changed twice, and batch statistics are those of
+    one batch.
+
+    Args:
+        encode: from a batch to video and text, as the loss takes them.
+        loss: a loss of this package, with a ``process_group`` or without.
+        batches: what ``encode`` is called with, one after another.
+        module: the DistributedDataParallel or FSDP2 module that ``encode`` calls, if there is one:
+            its gradients are then reduced once, in the end. The loss stays outside of it; with a
+            ``process_group``, its temperatures get the same gradient on all processes. FSDP2 sees
+            plain tensors alone: let the module return tokens, and make Segments in ``encode``.
+        **options: other arguments of the loss, such as ``group_ids`` of all sequences.
+
+    Returns:
+        The loss (), detached; gradients are added to ``.grad`` as by ``backward``.
+
+    Raises:
+        ValueError: no batch, or batches whose tokens differ in width or in having embeddings.
+
+    Source: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup,
+    2021.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses import NortonLoss, cached_step
+        >>> layer = torch.nn.Linear(16, 8)
+        >>> batches = [(torch.randn(2, 4, 3, 16), torch.randn(2, 4, 5, 16)) for _ in range(3)]
+        >>> encode = lambda batch: (layer(batch[0]), layer(batch[1]))
+        >>> cached_step(encode, NortonLoss(), batches).shape          # of six videos
+        torch.Size([])
+        >>> layer.weight.grad.shape
+        torch.Size([8, 16])
+    """
+    if not len(batches):
+        raise ValueError("batches must hold one batch at least, got none; skip the step")
+    states: list[_RandomState] = []
+    encoded: list[tuple[Segments, Segments]] = []
+    with torch.no_grad():
+        for batch in batches:
+            states.append(_RandomState())
+            encoded.append(_sides(encode(batch)))
+    after = _RandomState()
+    video, text = (_joined([sides[place] for sides in encoded]) for place in (0, 1))
+    del encoded
+    value = loss(video.segments, text.segments, **options)
+    value.backward()
+
+    last_with_gradient = None
+    for number, batch in enumerate(batches):
+        synced = number == len(batches) - 1
+        if _encode_again(encode, batch, states[number], number, (video, text), module, synced):
+            last_with_gradient = number
+        elif synced and last_with_gradient is not None and module is not None:
+            # Nothing of the last batch has a gradient, and gradients are still to be reduced.
+            again = last_with_gradient
+            for side in (video, text):
+                side.forget_gradients()
+            _encode_again(encode, batches[again], states[again], again, (video, text), module, True)
+    after.restore()
+    return value.detach()
+
+
+class _Joined:
+    """Sides of several batches as one, a leaf of the loss, and the gradients of each part."""
+
+    def __init__(self, tokens: Tensor, segments: Segments, shapes: list[torch.Size]) -> None:
+        self.tokens, self.segments, self.shapes = tokens, segments, shapes
+        self.embeddings = segments.embeddings if segments.has_embeddings else None
+
+    def forget_gradients(self) -> None:
+        for leaf in (self.tokens, self.embeddings):
+            if leaf is not None and leaf.grad is not None:
+                leaf.grad = torch.zeros_like(leaf)
+
+    def parts(self, number: int, side: Segments) -> list[tuple[Tensor, Tensor]]:
+        """Tensors of a batch that was encoded once more, and their gradients."""
+        first = sum(shape[0] for shape in self.shapes[:number])
+        b, n, t = self.shapes[number]
+        found: list[tuple[Tensor, Tensor]] = []
+        if self.tokens.grad is not None:
+            found.append((side.tokens, self.tokens.grad[first : first + b, :n, :t]))
+        if self.embeddings is not None and self.embeddings.grad is not None:
+            found.append((side.embeddings, self.embeddings.grad[first : first + b, :n]))
+        return [(tensor, gradient) for tensor, gradient in found if tensor.requires_grad]
+
+
+def _joined(sides: Sequence[Segments]) -> _Joined:
+    widths = {(side.tokens.shape[-1], side.has_embeddings) for side in sides}
+    if len(widths) > 1:
+        raise ValueError(
+            "all batches must have tokens of the same width, and embeddings all or none, got "
+            f"(width, has embeddings) of {sorted(widths)}"
+        )
+    shapes = [side.token_mask.shape for side in sides]
+    n, t = (max(shape[d] for shape in shapes) for d in (1, 2))
+
+    def together(tensors: list[Tensor], leading: int) -> Tensor:
+        padded = []
+        for tensor, shape in zip(tensors, shapes, strict=True):
+            missing = [t - shape[2], n - shape[1]][3 - leading :]
+            rest = [0, 0] * (tensor.dim() - leading)
+            padded.append(pad(tensor, rest + [m for short in missing for m in (0, short)]))
+        return torch.cat(padded)
+
+    tokens = together([side.tokens for side in sides], 3).requires_grad_()
+    token_mask = together([side.token_mask for side in sides], 3)
+    embeddings = None
+    if sides[0].has_embeddings:
+        embeddings = together([side.embeddings for side in sides], 2).requires_grad_()
+    return _Joined(tokens, Segments(tokens, token_mask, embeddings=embeddings), shapes)
+
+
+def _encode_again(
+    encode: Callable[[Any], Sides],
+    batch: Any,
+    state: _RandomState,
+    number: int,
+    joined: tuple[_Joined, _Joined],
+    module: nn.Module | None,
+    synced: bool,
+) -> bool:
+    """Encode with a graph and go back through it; returns whether anything had a gradient."""
+    with _reducing(module, synced):
+        state.restore()
+        sides = _sides(encode(batch))
+        pairs = [
+            pair for whole, side in zip(joined, sides, strict=True)
+            for pair in whole.parts(number, side)
+        ]  # fmt: skip
+        if pairs:
+            tensors, gradients = zip(*pairs, strict=True)
+            torch.autograd.backward(tensors, gradients)
+    return bool(pairs)
+
+
+def _reducing(module: Any, synced: bool) -> AbstractContextManager[Any]:
+    """Whether a module reduces its gradients in this backward pass."""
+    if hasattr(module, "set_requires_gradient_sync"):  # of FSDP2
+        module.set_requires_gradient_sync(synced)
+        return nullcontext()
+    if module is None or synced:
+        return nullcontext()
+    return module.no_sync()
+
+
+def _sides(given: Sides) -> tuple[Segments, Segments]:
+    video, text = given
+    return as_segments("video", video), as_segments("text", text)
+
+
+class _RandomState:
+    """Of the CPU and of every GPU."""
+
+    def __init__(self) -> None:
+        self.cpu = torch.get_rng_state()
+        self.devices: Any = ([], [])
+        if torch.cuda.is_initialized():
+            every = [torch.empty(0, device=f"cuda:{i}") for i in range(torch.cuda.device_count())]
+            self.devices = get_device_states(*every)
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if len(self.devices[0]):
+            set_device_states(*self.devices)
