@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -518,3 +520,22 @@ def test_the_volume_of_communication_is_that_of_the_documentation(pool: ProcessP
             raise found
         # The rest are single numbers: sums, counts, gradients of temperatures.
         assert expected <= found <= expected + 200
+
+
+def test_the_documentation_has_the_measured_shares() -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    assert jsonschema
+    from benchmarks.distributed import RESULTS, table
+
+    page = Path(__file__).parents[1] / "docs" / "distributed.md"
+    assert table(json.loads(RESULTS.read_text())) in page.read_text()
+
+
+@pytest.mark.slow
+def test_work_is_shared_out_evenly() -> None:
+    pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    from benchmarks.distributed import measure
+
+    rows = measure(clips=64, width=16, sizes=(1, 2))["rows"]
+    for one, two in zip(rows[::2], rows[1::2], strict=True):
+        assert two["flops"] == pytest.approx(one["flops"] / 2, rel=0.05)

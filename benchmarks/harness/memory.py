@@ -19,8 +19,6 @@ import torch
 
 from benchmarks.harness.job import Job, prepare
 
-_M_MMAP_THRESHOLD, _SMALL = -3, 1 << 16  # glibc's mallopt
-
 
 def peak_bytes(job: Job) -> float | None:
     """What a pass adds at its peak to what was there before, less the gradients it returns.
@@ -45,19 +43,24 @@ def give_back(device: str) -> None:
 def _measured(job: Job) -> float:
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # of peers
     if job.device == "cpu":
-        # Freed memory goes back at once, or what an earlier call freed would hide a later peak.
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _SMALL)
+        give_back_at_once()
     with contextlib.redirect_stdout(io.StringIO()):
         ready = prepare(job)
         ready.run()  # loads what stays for good: threads, libraries, an optimiser's moments
-    before = _held(job.device)
+    before = held(job.device)
     ready.run()
     differentiated = job.mode == "forward+backward"
     gradients = sum(t.nbytes for t in ready.prepared.leaves) if differentiated else 0
-    return max(_highest(job.device) - before - gradients, 0.0)
+    return max(highest(job.device) - before - gradients, 0.0)
 
 
-def _held(device: str) -> float:
+def give_back_at_once() -> None:
+    """Make the CPU's allocator do so, or what an earlier call freed would hide a later peak."""
+    m_mmap_threshold, small = -3, 1 << 16
+    ctypes.CDLL(None).mallopt(m_mmap_threshold, small)
+
+
+def held(device: str) -> float:
     """What is held now, the peak so far forgotten."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -66,7 +69,8 @@ def _held(device: str) -> float:
     return _resident("VmRSS")
 
 
-def _highest(device: str) -> float:
+def highest(device: str) -> float:
+    """The most that was held since."""
     return torch.cuda.max_memory_allocated() if device == "cuda" else _resident("VmHWM")
 
 
