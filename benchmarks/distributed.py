@@ -44,7 +44,7 @@ def measure(clips: int, width: int, sizes: Sequence[int] = SIZES) -> dict[str, A
         for size in sizes:
             with tempfile.TemporaryDirectory() as folder:
                 job = name, clips, width, size, folder
-                multiprocessing.start_processes(_measured, job, nprocs=size, start_method="spawn")
+                multiprocessing.spawn(_measured, job, nprocs=size)  # pyright: ignore
                 found = [json.loads(path.read_text()) for path in Path(folder).glob("rank*")]
             rows.append(
                 {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -78,7 +79,7 @@ def norton(
     scale: float = 10.0,
     weight: float = 1.0,
     normalize: bool = True,
-    **of_videos: bool,
+    **of_videos: Any,
 ) -> NortonLoss:
     """`NortonLoss()`, with one thing replaced or another."""
     return NortonLoss(

@@ -293,7 +293,7 @@ def targets(study: Study) -> str:
         return found["NortonLoss"].minus(found[other], task, claims)
 
     default = at_default(study)
-    high = [(k, v) for k, v in parts.NOISES if k in ("all", "asynchrony") and v >= 0.3]
+    high = [(kind, level) for kind, level in parts.TARGETS if kind != "none"]
     claims = 5 + len(BOTH) * len(high)
     for task, least in ((CLIPS, 8), ("transport", 15)):
         found = compare(default, "InfoNCE", task, claims)
