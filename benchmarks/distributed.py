@@ -31,8 +31,10 @@ from norton_losses import ClipCaptionOTLoss, NortonLoss, Segments
 LENGTH, FRAMES, WORDS = 16, 8, 16
 SIZES = (1, 2, 4)
 RESULTS = COMMITTED / "distributed" / "cpu.json"
+ALONE = ("NortonLoss", "ClipCaptionOTLoss")  # those of one process too
 LOSSES = {
     "NortonLoss": partial(NortonLoss, process_group="world"),
+    "NortonLoss, chunked": partial(NortonLoss, process_group="world", gather="chunked"),
     "ClipCaptionOTLoss": partial(ClipCaptionOTLoss, process_group="world"),
 }
 
@@ -41,7 +43,7 @@ def measure(clips: int, width: int, sizes: Sequence[int] = SIZES) -> dict[str, A
     """Rows for each loss and number of processes, the largest of the processes each."""
     rows: list[dict[str, Any]] = []
     for name in LOSSES:
-        for size in sizes:
+        for size in sizes if name in ALONE else sizes[1:]:
             with tempfile.TemporaryDirectory() as folder:
                 job = name, clips, width, size, folder
                 multiprocessing.spawn(_measured, job, nprocs=size)  # pyright: ignore
@@ -65,12 +67,12 @@ def measure(clips: int, width: int, sizes: Sequence[int] = SIZES) -> dict[str, A
 
 
 def table(record: dict[str, Any]) -> str:
-    """Shares of one process, times the number of processes: 100 % is an even share."""
+    """Of each process, and times their number as shares of one: 100 % is an even share."""
     rows = record["rows"]
     alone = {row["loss"]: row for row in rows if row["processes"] == 1}
     lines = []
     for row in rows:
-        base, size = alone[row["loss"]], row["processes"]
+        base, size = alone[row["loss"].partition(",")[0]], row["processes"]
         cells = [f"{100 * size * row[key] / base[key]:.0f} %" for key in ("flops", "peak_bytes")]
         peak = f"{row['peak_bytes'] / 2**20:.0f} MiB"
         lines.append([row["loss"], str(size), f"{row['flops'] / 1e9:.1f} G", peak, *cells])

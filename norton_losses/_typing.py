@@ -9,4 +9,5 @@ Rescale: TypeAlias = Literal["minmax"] | None
 Range: TypeAlias = tuple[float, float]
 TransportObjective: TypeAlias = Literal["similarity", "entropic"]
 PlanGradient: TypeAlias = Literal["detached", "implicit", "unrolled"]
+Gather: TypeAlias = Literal["all", "chunked"]
 SinkhornDomain: TypeAlias = Literal["auto", "scaling", "stabilized", "log"]

@@ -52,6 +52,7 @@ class Shard:
         size: R.
         rank: of this process in the group.
         layout: sequences, segments and tokens that each process's text is padded to.
+        gathered: whether columns are those of all processes, or of this one alone.
 
     Example:
         >>> import torch
@@ -64,6 +65,7 @@ class Shard:
     size: int = 1
     rank: int = 0
     layout: tuple[int, int, int] = (0, 0, 0)
+    gathered: bool = True
 
     @staticmethod
     def of(group: ProcessGroup) -> Shard:
@@ -125,8 +127,18 @@ class Shard:
             raise
 
     def own(self, sequences: int, device: torch.device) -> Tensor:
-        """Which of the gathered sequences are those of this process, (sequences,)."""
-        return self.rank * self.layout[0] + torch.arange(sequences, device=device)
+        """Which columns, of sequences, are those of this process: (sequences,)."""
+        first = self.rank * self.layout[0] if self.gathered else 0
+        return first + torch.arange(sequences, device=device)
+
+    def pad(self, values: Tensor, leading: int) -> Tensor:
+        """Values with zeros up to the layout in their leading dimensions."""
+        sizes = self.layout[:leading]
+        if self.alone or values.shape[:leading] == sizes:
+            return values
+        padded = values.new_zeros(*sizes, *values.shape[leading:])
+        padded[tuple(slice(n) for n in values.shape[:leading])] = values
+        return padded
 
     def gather(self, values: Tensor, leading: int, wire: torch.dtype | None = None) -> Tensor:
         """Values of all processes, one after another; gradients are summed, and return.
@@ -138,14 +150,26 @@ class Shard:
         """
         if self.alone:
             return values
-        padded = values.new_zeros(*self.layout[:leading], *values.shape[leading:])
-        padded[tuple(slice(n) for n in values.shape[:leading])] = values
-        values = padded
+        values = self.pad(values, leading)
         if values.dtype == torch.bool:  # which not every backend sends
             return self._gathered(values.view(torch.uint8)).view(torch.bool)
         if not values.is_floating_point():
             return self._gathered(values)
         return _Gather.apply(values, self, wire or values.dtype)  # pyright: ignore
+
+    def broadcast(self, values: Tensor, rank: int) -> Tensor:
+        """Those of one process, on all; without gradient."""
+        sent = values.detach().clone(memory_format=torch.contiguous_format)
+        if not self.alone:
+            dist.broadcast(sent, self._global(rank), group=self.group)
+        return sent
+
+    def reduced_to(self, rank: int, values: Tensor) -> Tensor:
+        """The sum over processes, on one of them; on the others anything."""
+        summed = values.detach().clone(memory_format=torch.contiguous_format)
+        if not self.alone:
+            dist.reduce(summed, self._global(rank), group=self.group)
+        return summed
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over processes, the same on each."""
@@ -186,6 +210,9 @@ class Shard:
         """Where the group's backend communicates."""
         cuda = "nccl" in dist.get_backend(self.group)
         return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+
+    def _global(self, rank: int) -> int:
+        return dist.get_global_rank(self.group, rank)
 
     def _gathered(self, values: Tensor) -> Tensor:
         values = values.contiguous()

@@ -19,7 +19,13 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def gather_text(
-    video: Segments, text: Segments, shard: Shard, wire: torch.dtype, alike: Sequence[Tensor]
+    video: Segments,
+    text: Segments,
+    shard: Shard,
+    wire: torch.dtype,
+    alike: Sequence[Tensor],
+    *,
+    by_turns: bool = False,
 ) -> tuple[Segments, Segments, Shard]:
     """The text of all processes beside the video of this one, and the shard that knows its padding.
 
@@ -31,6 +37,7 @@ def gather_text(
         shard: its place.
         wire: what the tokens of text are sent as, without loss.
         alike: numbers that all processes must hold alike, such as temperatures.
+        by_turns: leave the text where it is, padded alike on all processes.
 
     Raises:
         RuntimeError: another process has failed.
@@ -44,8 +51,8 @@ def gather_text(
         "working precision": _DTYPES.index(tokens.dtype),
         "number of temperatures": len(alike),
     }
-    differentiable = torch.is_grad_enabled() and (tokens.requires_grad or embeddings.requires_grad)
-    sizes = *tokens.shape[:3], video.tokens.shape[2], differentiable
+    trained = [torch.is_grad_enabled() and _differentiable(side) for side in (text, video)]
+    sizes = *tokens.shape[:3], video.tokens.shape[2], *trained
     first = len(sizes) + len(same)
     numbers = [*sizes, *same.values(), *map(_number, alike)][: NUMBERS - 1]
     world = shard.tell(numbers)[:, : len(numbers)]
@@ -59,19 +66,27 @@ def gather_text(
             f"got {held_alike.tolist()}; load one checkpoint on all of them, and hand "
             "loss.parameters() to the same optimiser"
         )
-    sequences, segments, words, frames, some_differentiable = world.amax(0).long().tolist()[:5]
+    sequences, segments, words, frames, *some_trained = world.amax(0).long().tolist()[:6]
     shard = replace(shard, layout=(sequences, segments, words))
-    if some_differentiable and torch.is_grad_enabled():
-        # The backward pass of the others waits for this process.
-        tokens, embeddings = (
-            side if side.requires_grad else side.detach().requires_grad_()
-            for side in (tokens, embeddings)
+    if torch.is_grad_enabled():
+        # The backward pass of the others waits for this process, whatever it trains itself.
+        text, video = (
+            _with_gradients(side) if some else side
+            for side, some in zip((text, video), some_trained, strict=True)
         )
-    gathered = Segments(
-        shard.gather(tokens, 3, wire),
-        shard.gather(text.token_mask, 3),
-        embeddings=shard.gather(embeddings, 2),
-    )
+    tokens, embeddings = text.tokens, text.embeddings
+    if by_turns:
+        gathered = Segments(
+            shard.pad(tokens, 3),
+            shard.pad(text.token_mask, 3),
+            embeddings=shard.pad(embeddings, 2),
+        )
+    else:
+        gathered = Segments(
+            shard.gather(tokens, 3, wire),
+            shard.gather(text.token_mask, 3),
+            embeddings=shard.gather(embeddings, 2),
+        )
     missing = frames - video.tokens.shape[2]
     padded = Segments(
         pad(video.tokens, (0, 0, 0, missing)),
@@ -79,6 +94,18 @@ def gather_text(
         embeddings=video.embeddings,
     )
     return padded, gathered, shard
+
+
+def _differentiable(side: Segments) -> bool:
+    return side.tokens.requires_grad or side.embeddings.requires_grad
+
+
+def _with_gradients(side: Segments) -> Segments:
+    tensors = (
+        tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+        for tensor in (side.tokens, side.embeddings)
+    )
+    return side.with_tokens(*tensors)
 
 
 def _number(value: Any) -> float:

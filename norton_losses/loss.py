@@ -12,8 +12,9 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from norton_losses._checks import check_positive
+from norton_losses._checks import check_choice, check_positive
 from norton_losses._numerics import full_precision
+from norton_losses._typing import Gather
 from norton_losses.contrastive import Temperature
 from norton_losses.distributed import ONE_PROCESS, ProcessGroup, Shard, check_group
 from norton_losses.gathered_text import gather_text
@@ -41,6 +42,20 @@ class LossInputs:
     group_ids: Tensor | None
     logit_scale: Tensor | float | None
     shard: Shard
+    wire: torch.dtype | None = None  # in which text goes from process to process by turns
+
+    @property
+    def by_turns(self) -> bool:
+        """Whether text is that of this process, and that of the others is still to be fetched."""
+        return self.wire is not None
+
+    def with_all_embeddings(self) -> LossInputs:
+        """The same with the embeddings of the text of all processes, and no tokens."""
+        if not self.by_turns:
+            return self
+        shard, text = self.shard, self.text
+        embeddings, mask = shard.gather(text.embeddings, 2), shard.gather(text.mask, 2)
+        return replace(self, text=Segments(embeddings, mask=mask), wire=None)
 
 
 def loss_of(
@@ -60,10 +75,12 @@ class AbstractLoss(nn.Module, ABC, Generic[Output]):
 
     by_embeddings = False  # whether embeddings are all that is compared
 
-    def __init__(self, process_group: ProcessGroup) -> None:
+    def __init__(self, process_group: ProcessGroup, gather: Gather = "all") -> None:
         super().__init__()
         check_group(process_group)
+        check_choice("gather", gather, ("all", "chunked"))
         self.process_group: ProcessGroup = process_group
+        self.gather: Gather = gather
 
     def explain(
         self,
@@ -112,8 +129,10 @@ class AbstractLoss(nn.Module, ABC, Generic[Output]):
                 video, text = (Segments(s.embeddings, mask=s.mask) for s in (video, text))
             else:
                 wire = getattr(given[1], "tokens", given[1]).dtype
-        video, text, shard = gather_text(video, text, shard, wire, alike)
-        return replace(inputs, video=video, text=text, shard=shard)
+        by_turns = self.gather == "chunked"
+        video, text, shard = gather_text(video, text, shard, wire, alike, by_turns=by_turns)
+        kept = wire if by_turns else None
+        return replace(inputs, video=video, text=text, shard=shard, wire=kept)
 
     def __deepcopy__(self, memo: Any) -> Any:
         memo[id(self.process_group)] = self.process_group  # a handle, which cannot be copied
@@ -157,9 +176,13 @@ class AbstractContrastiveLoss(AbstractLoss[Output]):
     """A loss with one contrast, at its own temperature or at a ``logit_scale`` from outside."""
 
     def __init__(
-        self, temperature: float | None, learnable: bool, process_group: ProcessGroup
+        self,
+        temperature: float | None,
+        learnable: bool,
+        process_group: ProcessGroup,
+        gather: Gather = "all",
     ) -> None:
-        super().__init__(process_group)
+        super().__init__(process_group, gather)
         self.temperature = (
             None if temperature is None else Temperature(temperature, learnable=learnable)
         )

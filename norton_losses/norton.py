@@ -8,7 +8,7 @@ from typing import final
 from torch import Tensor
 
 from norton_losses._checks import check_not_negative
-from norton_losses._typing import Range
+from norton_losses._typing import Gather, Range
 from norton_losses.clip_caption import ClipCaptionOTLoss
 from norton_losses.distributed import ProcessGroup
 from norton_losses.loss import AbstractLoss, LossInputs
@@ -38,6 +38,7 @@ class NortonLoss(AbstractLoss[NortonOutput]):
         clip_caption: None means :class:`~norton_losses.ClipCaptionOTLoss` with its defaults.
         weight: lambda, 0 or above.
         process_group: of both terms, as of :class:`~norton_losses.NortonVideoParagraphLoss`.
+        gather: of the video-paragraph term; the clip-caption term gathers embeddings alone.
 
     Raises:
         ValueError: ``weight`` below 0, a process group of a term's own.
@@ -60,8 +61,9 @@ class NortonLoss(AbstractLoss[NortonOutput]):
         *,
         weight: float = 1.0,
         process_group: ProcessGroup = None,
+        gather: Gather = "all",
     ) -> None:
-        super().__init__(process_group)
+        super().__init__(process_group, gather)
         check_not_negative("weight", weight)
         _check_loss("video_paragraph", video_paragraph, NortonVideoParagraphLoss)
         _check_loss("clip_caption", clip_caption, ClipCaptionOTLoss)
@@ -71,6 +73,7 @@ class NortonLoss(AbstractLoss[NortonOutput]):
         self.clip_caption = ClipCaptionOTLoss() if clip_caption is None else clip_caption
         self.weight = weight
         self.clip_caption.check_group(process_group)
+        self.video_paragraph.check_gather(gather)
 
     @classmethod
     def released(
@@ -167,7 +170,7 @@ class NortonLoss(AbstractLoss[NortonOutput]):
     def evaluate(self, inputs: LossInputs) -> NortonOutput:
         of_sequences, of_pairs = self._for_terms(inputs)
         video_paragraph = self.video_paragraph.evaluate(of_sequences)
-        clip_caption = self.clip_caption.evaluate(of_pairs)
+        clip_caption = self.clip_caption.evaluate(of_pairs.with_all_embeddings())
         loss = clip_caption.loss + self.weight * video_paragraph.loss
         return NortonOutput(loss, video_paragraph, clip_caption)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from norton_losses._checks import check_group_ids, check_mask
 from norton_losses._numerics import full_precision
-from norton_losses._typing import Range
+from norton_losses._typing import Gather, Range
 from norton_losses.contrastive import Groups, check_temperature, contrast
-from norton_losses.distributed import ProcessGroup
+from norton_losses.distributed import ONE_PROCESS, ProcessGroup, Shard
 from norton_losses.fusion import AbstractSimilarity, SimilarityFunction
 from norton_losses.loss import AbstractContrastiveLoss, AbstractLoss, LossInputs
 from norton_losses.outputs import VideoParagraphOutput
@@ -22,10 +23,12 @@ from norton_losses.segments import Segments, read_pair
 from norton_losses.sequence_measures import (
     AbstractSequenceMeasure,
     MeasureFunction,
+    MeasureOutput,
     TransportMeasure,
     as_measure,
 )
 from norton_losses.similarity_block import SimilarityBlock
+from norton_losses.text_by_turns import scores_by_turns
 from norton_losses.token_similarity import as_similarity
 
 
@@ -57,9 +60,13 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
         process_group: the processes whose paragraphs are negatives too, see
             :class:`~norton_losses.distributed.Shard`: ``"world"``, or a group of
             torch.distributed. None means this process alone.
+        gather: ``"all"`` brings the text of all processes here at once; ``"chunked"`` one process's
+            at a time, which is sent and compared once more in the backward pass: less memory, more
+            work. Then ``explain`` has similarities of this process's own text alone, and no plan.
 
     Raises:
-        ValueError: a temperature out of range.
+        ValueError: a temperature out of range; ``gather="chunked"`` with a similarity that is
+            rescaled over the batch, or with a learnable bucket.
         TypeError: what cannot be called as a similarity or a measure.
 
     Source: Eq. (4)-(6) of Lin et al., ICLR 2024.
@@ -84,8 +91,9 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
         learnable_temperature: bool = False,
         scale_by_length: bool = False,
         process_group: ProcessGroup = None,
+        gather: Gather = "all",
     ) -> None:
-        super().__init__(temperature, learnable_temperature, process_group)
+        super().__init__(temperature, learnable_temperature, process_group, gather)
         if isinstance(similarity, AbstractSequenceMeasure):
             raise TypeError(
                 f"similarity must compare tokens, and a {type(similarity).__name__} is a measure; "
@@ -94,6 +102,23 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
         self.similarity = as_similarity(similarity)
         self.measure = _read_measure(measure)
         self.scale_by_length = scale_by_length
+        self.check_gather(gather)
+
+    def check_gather(self, gather: Gather) -> None:
+        """Raise unless scores can be made by turns, one process's text at a time."""
+        if gather == "all":
+            return
+        if self.similarity.needs_range:
+            raise ValueError(
+                'rescale="minmax" needs the similarities of all text at once, and gather="chunked" '
+                'has them in turn; take gather="all"'
+            )
+        fixed = {id(p) for p in self.measure.for_retrieval().parameters()}
+        if any(id(p) not in fixed for p in self.measure.parameters()):
+            raise ValueError(
+                'gather="chunked" fixes the value of the bucket before it compares, so a learnable '
+                'one would not be trained; take gather="all"'
+            )
 
     def check(self, inputs: LossInputs) -> None:
         self.check_logit_scale(inputs.logit_scale)
@@ -103,10 +128,37 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
 
     def evaluate(self, inputs: LossInputs) -> VideoParagraphOutput:
         shard, ids = inputs.shard, inputs.group_ids
-        block = self.similarity.between(inputs.video, inputs.text, shard=shard)
+        if inputs.by_turns:
+            block, measured = self._by_turns(inputs)
+            captions = shard.gather(block.caption_mask, 2)
+        else:
+            block = self.similarity.between(inputs.video, inputs.text, shard=shard)
+            measured, captions = self.measure.evaluate_checked(block), block.caption_mask
         scale = self.scale(inputs)
         groups = None if ids is None else Groups.of(ids).gathered(shard)
-        return _contrast_videos(block, self.measure, scale, groups, self.scale_by_length)
+        return _contrast_videos(
+            block, measured, captions, shard, scale, groups, self.scale_by_length
+        )
+
+    def _by_turns(self, inputs: LossInputs) -> tuple[SimilarityBlock, MeasureOutput]:
+        """Similarities with this process's own text, without gradient, and scores with that of all.
+
+        The quantile of a bucket is that of all processes' own text, and is fixed then.
+        """
+        video, text, shard = inputs.video, inputs.text, inputs.shard
+        with torch.no_grad():
+            own = replace(shard, gathered=False)
+            block = self.similarity.between(video, text, shard=own)
+            p = self.measure.evaluate_checked(block).bucket_value
+        measure = self.measure.for_retrieval(None if p is None else p.item())
+
+        def score(video: Segments, text: Segments) -> Tensor:
+            return measure.evaluate_checked(self.similarity.between(video, text)).score
+
+        parameters = [*self.similarity.parameters(), *measure.parameters()]
+        wire = inputs.wire or text.tokens.dtype
+        scores = scores_by_turns(score, video, text, shard, wire, parameters)
+        return block, MeasureOutput(scores, bucket_value=p)
 
     def score(
         self,
@@ -218,7 +270,9 @@ def video_paragraph_loss(
     with full_precision(similarity):
         scale = 1 / temperature.reshape(())
         groups = None if group_ids is None else Groups.of(group_ids)
-        return _contrast_videos(block, measure, scale, groups, scale_by_length).loss
+        measured = measure.evaluate_checked(block)
+        whole = block, measured, block.caption_mask, ONE_PROCESS
+        return _contrast_videos(*whole, scale, groups, scale_by_length).loss
 
 
 def _read_measure(
@@ -235,28 +289,31 @@ def _read_measure(
 
 def _contrast_videos(
     block: SimilarityBlock,
-    measure: AbstractSequenceMeasure,
+    measured: MeasureOutput,
+    caption_mask: Tensor,
+    shard: Shard,
     scale: Tensor,
     groups: Groups | None,
     scale_by_length: bool,
 ) -> VideoParagraphOutput:
-    """Eq. (4), from similarities whose masks are those of sequences."""
-    measured = measure.evaluate_checked(block)
-    own = block.own
-    videos, paragraphs = block.clip_mask.any(-1), block.caption_mask.any(-1)
+    """Eq. (4), from scores with all paragraphs, of which ``caption_mask`` (Bt, M) is."""
+    clip_mask = block.clip_mask
+    own = shard.own(len(clip_mask), clip_mask.device)
+    videos, paragraphs = clip_mask.any(-1), caption_mask.any(-1)
     candidates = videos[:, None] & paragraphs[None, :]
     if groups is not None:
         candidates = candidates & ~groups.duplicates(own)
     logits = measured.score * scale
     if scale_by_length:
-        logits = logits * _mean_length(block)
-    loss = contrast(logits, None, videos & paragraphs[own], candidates, own, block.shard)
+        length = _mean_length(clip_mask, caption_mask[own], shard)
+        logits = logits * length.to(logits.dtype)
+    loss = contrast(logits, None, videos & paragraphs[own], candidates, own, shard)
     return VideoParagraphOutput(loss, block, measured, logits.detach(), 1 / scale.detach())
 
 
-def _mean_length(block: SimilarityBlock) -> Tensor:
+def _mean_length(clip_mask: Tensor, caption_mask: Tensor, shard: Shard) -> Tensor:
     """Mean number of valid clips and captions in the sequences that are valid on both sides."""
-    clips, captions = block.clip_mask.sum(-1), block.caption_mask.sum(-1)[block.own]
+    clips, captions = clip_mask.sum(-1), caption_mask.sum(-1)
     both = (clips > 0) & (captions > 0)
-    total = block.shard.sum(((clips + captions) * both).sum()).to(block.raw.dtype)
-    return total / (2 * block.shard.sum(both.sum())).clamp(min=1)
+    total = shard.sum(((clips + captions) * both).sum()).double()
+    return total / (2 * shard.sum(both.sum())).clamp(min=1)

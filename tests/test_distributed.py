@@ -50,6 +50,17 @@ def _cosines(video: Segments, text: Segments) -> Tensor:
     return torch.einsum("and,bmd->abnm", clips, captions)
 
 
+class Scaled(nn.Module):
+    """A similarity with a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.7]))
+
+    def forward(self, video: Segments, text: Segments) -> Tensor:
+        return self.weight * _cosines(video, text)
+
+
 LOSSES: dict[str, Make] = {
     "default": lambda group: NortonLoss(process_group=group),
     "released": lambda group: NortonLoss.released(process_group=group),
@@ -77,6 +88,12 @@ LOSSES: dict[str, Make] = {
     "maximum": of_video(None, MaxSimilarity()),
     "min-max": of_video(None, SoftMaximumSimilarity(rescale="minmax")),
     "a function": of_video(None, _cosines),
+    "learned": of_video(None, Scaled()),
+    "by turns": lambda group: NortonLoss(process_group=group, gather="chunked"),
+    "videos by turns": of_video(learnable_temperature=True, scale_by_length=True, gather="chunked"),
+    "DTW by turns": of_video(DynamicTimeWarping(0.1), gather="chunked"),
+    "filtered by turns": of_video(BackgroundFiltered(TransportMeasure()), gather="chunked"),
+    "learned by turns": of_video(None, Scaled(), gather="chunked"),
 }
 
 
@@ -167,9 +184,13 @@ def compare(
             # The mean over ranks that DDP takes divides it again.
             part = len(sides) * whole[first : first + b, :n, :t]
             torch.testing.assert_close(gradient, part, **close)
-        for key, gradient in of_parameters.items():
-            torch.testing.assert_close(gradient, parameters[key], **close)
         first += sizes[rank][0]
+        for key, gradient in of_parameters.items():
+            if not key.startswith("similarity"):  # temperatures and the bucket are alike
+                torch.testing.assert_close(gradient, parameters[key], **close)
+    for key, whole in parameters.items():
+        gradient = sum(of_parameters[key] for *_, of_parameters in found) / len(found)
+        torch.testing.assert_close(gradient, whole, **close)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -185,12 +206,12 @@ def test_in_single_precision(pool: ProcessPool, name: str) -> None:
     compare(pool, name, UNEVEN, torch.float32)
 
 
-@pytest.mark.parametrize("name", ["videos", "DTW", "min-max"])
+@pytest.mark.parametrize("name", ["videos", "DTW", "min-max", "videos by turns"])
 def test_with_other_numbers_of_captions_than_clips(pool: ProcessPool, name: str) -> None:
     compare(pool, name, OTHER_COUNTS)
 
 
-@pytest.mark.parametrize("name", ["default", "clips", "clips by rows", "videos"])
+@pytest.mark.parametrize("name", ["default", "clips", "clips by rows", "videos", "by turns"])
 def test_groups_are_of_all_ranks(pool: ProcessPool, name: str) -> None:
     ids = [torch.tensor(of_rank) for of_rank in ([0, 1], [1], [], [0, 2, 2])]
     compare(pool, name, FOUR, group_ids=[i.long() for i in ids])
@@ -364,6 +385,22 @@ class TestErrors:
             with pytest.raises(ValueError, match="shared out"):
                 NortonLoss(clip_caption=ClipCaptionOTLoss(sinkhorn=solver), process_group="world")
             ClipCaptionOTLoss(0.0, sinkhorn=solver, process_group="world")  # has no transport
+
+    def test_what_cannot_be_made_by_turns(self) -> None:
+        similarity = SoftMaximumSimilarity(rescale="minmax")
+        bucket = PromptBucket(learnable=True)
+        for video in (
+            {"similarity": similarity},
+            {"measure": TransportMeasure(bucket=bucket, objective="entropic")},
+        ):
+            with pytest.raises(ValueError, match='take gather="all"'):
+                NortonVideoParagraphLoss(**video, process_group="world", gather="chunked")
+            with pytest.raises(ValueError, match='take gather="all"'):
+                NortonLoss(
+                    NortonVideoParagraphLoss(**video), process_group="world", gather="chunked"
+                )
+        with pytest.raises(ValueError, match="gather must be one of"):
+            NortonLoss(gather="ring")  # type: ignore[arg-type]
 
     def test_terms_have_no_group_of_their_own(self) -> None:
         with pytest.raises(ValueError, match="give it to the NortonLoss"):

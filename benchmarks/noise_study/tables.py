@@ -105,6 +105,31 @@ def downstream(study: Study) -> str:
     return markdown(head, lines)
 
 
+def defaults(study: Study) -> str:
+    """Tuned settings against the defaults: would they be better ones?"""
+    head = ["start", "noise in training", "task", "NortonLoss", "NortonLoss, tuned", "difference"]
+    asked = list(
+        dict.fromkeys(
+            (run.warm_steps, run.noise, run.level)
+            for run in parts.defaults(lambda *_: (("learning_rate", 1.0),))
+        )
+    )
+    lines = []
+    for warm_steps, kind, level in asked:
+        start = "warm" if warm_steps else "cold"
+        told = f"{kind} {100 * level:.0f} %" if level else kind
+        found = study.by_objective("defaults", warm_steps=warm_steps, noise=kind, level=level)
+        for task in BOTH:
+            if not set(head[3:5]) <= found.keys():
+                lines.append([start, told, task, NOT_MEASURED, "", ""])
+                continue
+            ours, tuned = (found[name] for name in head[3:5])
+            difference = tuned.minus(ours, task, len(BOTH) * len(asked))
+            cells = [str(ours.of(task)), str(tuned.of(task)), difference.signed]
+            lines.append([start, told, task, *cells])
+    return markdown(head, lines)
+
+
 def noise(study: Study) -> str:
     """The headline objectives at every kind and level of noise."""
     head = ["noise", "level", *parts.HEADLINE, "NortonLoss − InfoNCE", "− MIL-NCE"]
@@ -320,6 +345,7 @@ TABLES: dict[str, Callable[[Study], str]] = {
         headline,
         settings,
         objectives,
+        defaults,
         downstream,
         noise,
         ablation,

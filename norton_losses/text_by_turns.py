@@ -1,0 +1,99 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+"""Scores of videos with the text of one process at a time, which is sent again on the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norton_losses.distributed import Shard
+from norton_losses.segments import Segments
+
+ScoreFunction = Callable[[Segments, Segments], Tensor]
+
+
+def scores_by_turns(
+    score: ScoreFunction,
+    video: Segments,
+    text: Segments,
+    shard: Shard,
+    wire: torch.dtype,
+    parameters: Sequence[nn.Parameter],
+) -> Tensor:
+    """Scores (Bv, R * Bt) of the videos of this process with the paragraphs of all R.
+
+    Every process in turn sends its text to the others, and only one process's text and its
+    similarities exist at a time. They are not kept: the backward pass sends the text and computes
+    the similarities once more, and returns its gradient, summed, to the process it came from.
+
+    Args:
+        score: of Segments of Bv videos and Bt paragraphs, (Bv, Bt).
+        video: Bv videos.
+        text: the paragraphs of this process, padded to the layout of the shard.
+        shard: the processes.
+        wire: the dtype in which tokens are sent.
+        parameters: what else the scores depend on.
+    """
+    turns = _Turns(score, video, text, shard, wire, list(parameters))
+    sides = video.tokens, video.embeddings, text.tokens, text.embeddings
+    return _ByTurns.apply(turns, *sides, *parameters)  # pyright: ignore
+
+
+@dataclass(frozen=True, eq=False)
+class _Turns:
+    score: ScoreFunction
+    video: Segments
+    text: Segments
+    shard: Shard
+    wire: torch.dtype
+    parameters: list[nn.Parameter]
+
+    def text_of(self, rank: int) -> Segments:
+        """The text of a process, detached."""
+        tokens, embeddings = self.text.tokens.detach(), self.text.embeddings.detach()
+        sent = self.shard.broadcast(tokens.to(self.wire), rank).to(tokens.dtype)
+        mask = self.shard.broadcast(self.text.token_mask.view(torch.uint8), rank).view(torch.bool)
+        return Segments(sent, mask, embeddings=self.shard.broadcast(embeddings, rank))
+
+
+class _ByTurns(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, turns: _Turns, *tensors: Tensor) -> Tensor:
+        ctx.turns = turns
+        scores = [turns.score(turns.video, turns.text_of(rank)) for rank in range(turns.shard.size)]
+        return torch.cat(scores, dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+        turns: _Turns = ctx.turns
+        shard = turns.shard
+        of_video = [
+            tensor.detach().requires_grad_()
+            for tensor in (turns.video.tokens, turns.video.embeddings)
+        ]
+        video = turns.video.with_tokens(*of_video)
+        sums = [torch.zeros_like(leaf) for leaf in (*of_video, *turns.parameters)]
+        of_text: list[Tensor] = []
+        for rank, gradient in enumerate(grad_outputs[0].chunk(shard.size, dim=1)):
+            sent = turns.text_of(rank)
+            of_sent = [sent.tokens.requires_grad_(), sent.embeddings.requires_grad_()]
+            text = Segments(of_sent[0], sent.token_mask, embeddings=of_sent[1])
+            with torch.enable_grad():
+                scores = turns.score(video, text)
+            leaves = [*of_video, *turns.parameters, *of_sent]
+            found: Any = torch.autograd.grad(scores, leaves, gradient, allow_unused=True)
+            *kept, tokens, embeddings = (
+                torch.zeros_like(leaf) if g is None else g
+                for g, leaf in zip(found, leaves, strict=True)
+            )
+            sums = [total + part for total, part in zip(sums, kept, strict=True)]
+            # In the end each process has the sums of its own text.
+            returned = [shard.reduced_to(rank, part) for part in (tokens, embeddings)]
+            if rank == shard.rank:
+                of_text = returned
+        return (None, *sums[:2], *of_text, *sums[2:])
