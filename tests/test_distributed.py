@@ -571,8 +571,8 @@ def test_the_documentation_has_the_measured_shares() -> None:
 @pytest.mark.slow
 def test_work_is_shared_out_evenly() -> None:
     pytest.importorskip("jsonschema", reason="jsonschema is not installed")
-    from benchmarks.distributed import measure
+    from benchmarks.distributed import ALONE, measure
 
-    rows = measure(clips=64, width=16, sizes=(1, 2))["rows"]
+    rows = [r for r in measure(clips=64, width=16, sizes=(1, 2))["rows"] if r["loss"] in ALONE]
     for one, two in zip(rows[::2], rows[1::2], strict=True):
         assert two["flops"] == pytest.approx(one["flops"] / 2, rel=0.05)
