@@ -116,7 +116,7 @@ class Groups(NamedTuple):
         leading = self.group.dim()
         first = shard.rank * math.prod(shard.layout[:leading])
         return Groups(
-            shard.gather(self.group, leading).flatten(),
+            shard.gather(self.group.long(), leading).flatten(),
             shard.gather(self.member + first, leading).flatten(),
         )
 

@@ -1,5 +1,5 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportPrivateUsage=false
+# pyright: reportPrivateUsage=false, reportIncompatibleMethodOverride=false
 """What a process group changes: rows of this process, columns and sums of all processes.
 
 One process is a group of one, for which every operation here is the identity.
@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias, final
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 ProcessGroup: TypeAlias = "dist.ProcessGroup | Literal['world'] | None"
 
@@ -26,7 +27,7 @@ _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or getattr(
     dist, "reduce_scatter_tensor", None
 )
 
-NUMBERS = 16  # that the processes tell each other before each step
+NUMBERS = 64  # that the processes tell each other before each step
 
 
 @final
@@ -207,7 +208,7 @@ class Shard:
 
     @property
     def device(self) -> torch.device:
-        """Where the group's backend communicates."""
+        """Where the group's backend communicates: of NCCL, what torch.cuda.set_device chose."""
         cuda = "nccl" in dist.get_backend(self.group)
         return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
@@ -246,6 +247,8 @@ def check_group(group: object) -> None:
     """Raise unless this is a process group, its name "world", or None."""
     if group is None or group == "world" or hasattr(group, "rank"):
         return
+    if dist.is_available() and group is dist.GroupMember.NON_GROUP_MEMBER:
+        return  # of new_group on a process that is not in it: told when it is called
     raise TypeError(
         f'process_group must be "world", a group of torch.distributed, or None, got {group!r}; '
         "torch.distributed.new_group makes one of some ranks"
@@ -259,6 +262,7 @@ class _Gather(torch.autograd.Function):
         return shard._gathered(values.to(wire)).to(values.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         grad = grad_outputs[0].contiguous()
         own = grad.new_empty(len(grad) // ctx.shard.size, *grad.shape[1:])
@@ -273,6 +277,7 @@ class _Sum(torch.autograd.Function):
         return shard._reduced(values)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         return ctx.shard._reduced(grad_outputs[0]), None
 
@@ -286,6 +291,7 @@ class _Largest(torch.autograd.Function):
         return largest
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         values, largest = ctx.saved_tensors
         hits = values == largest
@@ -301,5 +307,6 @@ class _Replicated(torch.autograd.Function):
         return values.view_as(values)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         return ctx.shard._reduced(grad_outputs[0]) / ctx.shard.size, None

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +23,8 @@ def gather_text(
     shard: Shard,
     wire: torch.dtype,
     alike: Sequence[Tensor],
-    *,
-    by_turns: bool = False,
+    has_group_ids: bool,
+    by_turns: bool,
 ) -> tuple[Segments, Segments, Shard]:
     """The text of all processes beside the video of this one, and the shard that knows its padding.
 
@@ -37,6 +36,7 @@ def gather_text(
         shard: its place.
         wire: what the tokens of text are sent as, without loss.
         alike: numbers that all processes must hold alike, such as temperatures.
+        has_group_ids: whether there are any, which all processes must agree on too.
         by_turns: leave the text where it is, padded alike on all processes.
 
     Raises:
@@ -50,17 +50,20 @@ def gather_text(
         "dtype of text": _DTYPES.index(wire),
         "working precision": _DTYPES.index(tokens.dtype),
         "number of temperatures": len(alike),
+        "presence of group_ids": has_group_ids,
     }
     trained = [torch.is_grad_enabled() and _differentiable(side) for side in (text, video)]
     sizes = *tokens.shape[:3], video.tokens.shape[2], *trained
     first = len(sizes) + len(same)
-    numbers = [*sizes, *same.values(), *map(_number, alike)][: NUMBERS - 1]
+    numbers = [*sizes, *same.values(), *map(float, alike)][: NUMBERS - 1]
     world = shard.tell(numbers)[:, : len(numbers)]
     for name, values in zip(same, world.T[len(sizes) :].long().tolist(), strict=False):
         if len(set(values)) > 1:
             raise ValueError(f"the {name} must be the same on all processes, got {values}")
     held_alike = world[:, first:]
-    if not torch.allclose(held_alike, held_alike[:1].expand_as(held_alike), rtol=1e-6, atol=0):
+    if not torch.allclose(
+        held_alike, held_alike[:1].expand_as(held_alike), 1e-6, 0, equal_nan=True
+    ):
         raise ValueError(
             "temperatures, and other single numbers of a loss, must be the same on all processes, "
             f"got {held_alike.tolist()}; load one checkpoint on all of them, and hand "
@@ -75,25 +78,18 @@ def gather_text(
             for side, some in zip((text, video), some_trained, strict=True)
         )
     tokens, embeddings = text.tokens, text.embeddings
-    if by_turns:
-        gathered = Segments(
-            shard.pad(tokens, 3),
-            shard.pad(text.token_mask, 3),
-            embeddings=shard.pad(embeddings, 2),
-        )
-    else:
-        gathered = Segments(
-            shard.gather(tokens, 3, wire),
-            shard.gather(text.token_mask, 3),
-            embeddings=shard.gather(embeddings, 2),
-        )
-    missing = frames - video.tokens.shape[2]
-    padded = Segments(
-        pad(video.tokens, (0, 0, 0, missing)),
-        pad(video.token_mask, (0, missing)),
-        embeddings=video.embeddings,
+    place = shard.pad if by_turns else shard.gather
+    given = text.has_embeddings  # else they are those of the tokens, on every process
+    text = Segments(
+        shard.pad(tokens, 3) if by_turns else shard.gather(tokens, 3, wire),
+        place(text.token_mask, 3),
+        embeddings=place(embeddings, 2) if given else None,
     )
-    return padded, gathered, shard
+    missing = frames - video.tokens.shape[2]
+    if missing:
+        padded = pad(video.tokens, (0, 0, 0, missing)), pad(video.token_mask, (0, missing))
+        video = Segments(*padded, embeddings=video.embeddings)
+    return video, text, shard
 
 
 def _differentiable(side: Segments) -> bool:
@@ -106,9 +102,3 @@ def _with_gradients(side: Segments) -> Segments:
         for tensor in (side.tokens, side.embeddings)
     )
     return side.with_tokens(*tensors)
-
-
-def _number(value: Any) -> float:
-    """The value of a parameter, of one that FSDP shards as well."""
-    value = value.detach()
-    return float(value.full_tensor() if hasattr(value, "full_tensor") else value)

@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.utils.checkpoint import get_device_states, set_device_states
 
-from norton_losses.segments import Segments, as_segments
+from norton_losses._random import RandomState
+from norton_losses.segments import Segments, as_segments, or_absent
 
 Sides: TypeAlias = "tuple[Segments | Tensor, Segments | Tensor]"
 
@@ -47,6 +47,7 @@ def cached_step(
             its gradients are then reduced once, in the end. The loss stays outside of it; with a
             ``process_group``, its temperatures get the same gradient on all processes. FSDP2 sees
             plain tensors alone: let the module return tokens, and make Segments in ``encode``.
+            All processes must have as many batches, of which some may be empty.
         **options: other arguments of the loss, such as ``group_ids`` of all sequences.
 
     Returns:
@@ -71,29 +72,45 @@ def cached_step(
     """
     if not len(batches):
         raise ValueError("batches must hold one batch at least, got none; skip the step")
-    states: list[_RandomState] = []
+    states: list[RandomState] = []
     encoded: list[tuple[Segments, Segments]] = []
     with torch.no_grad():
         for batch in batches:
-            states.append(_RandomState())
-            encoded.append(_sides(encode(batch)))
-    after = _RandomState()
+            states.append(RandomState())
+            encoded.append(_sides(encode(batch), loss))
+    # Autocast keeps weights that it has cast, and those cast without a graph would have none.
+    torch.clear_autocast_cache()
+    after = RandomState()
     video, text = (_joined([sides[place] for sides in encoded]) for place in (0, 1))
     del encoded
     value = loss(video.segments, text.segments, **options)
     value.backward()
 
+    def again(number: int, *, synced: bool) -> bool:
+        """Encode a batch with a graph and go back through it; whether anything had a gradient."""
+        with _reducing(module, synced):
+            states[number].restore()
+            sides = _sides(encode(batches[number]), loss)
+            pairs = [
+                pair
+                for whole, side in zip((video, text), sides, strict=True)
+                for pair in whole.parts(number, side)
+            ]
+            if pairs:
+                tensors, gradients = zip(*pairs, strict=True)
+                torch.autograd.backward(tensors, gradients)
+        return bool(pairs)
+
     last_with_gradient = None
-    for number, batch in enumerate(batches):
+    for number in range(len(batches)):
         synced = number == len(batches) - 1
-        if _encode_again(encode, batch, states[number], number, (video, text), module, synced):
+        if again(number, synced=synced):
             last_with_gradient = number
         elif synced and last_with_gradient is not None and module is not None:
             # Nothing of the last batch has a gradient, and gradients are still to be reduced.
-            again = last_with_gradient
             for side in (video, text):
                 side.forget_gradients()
-            _encode_again(encode, batches[again], states[again], again, (video, text), module, True)
+            again(last_with_gradient, synced=True)
     after.restore()
     return value.detach()
 
@@ -148,29 +165,6 @@ def _joined(sides: Sequence[Segments]) -> _Joined:
     return _Joined(tokens, Segments(tokens, token_mask, embeddings=embeddings), shapes)
 
 
-def _encode_again(
-    encode: Callable[[Any], Sides],
-    batch: Any,
-    state: _RandomState,
-    number: int,
-    joined: tuple[_Joined, _Joined],
-    module: nn.Module | None,
-    synced: bool,
-) -> bool:
-    """Encode with a graph and go back through it; returns whether anything had a gradient."""
-    with _reducing(module, synced):
-        state.restore()
-        sides = _sides(encode(batch))
-        pairs = [
-            pair for whole, side in zip(joined, sides, strict=True)
-            for pair in whole.parts(number, side)
-        ]  # fmt: skip
-        if pairs:
-            tensors, gradients = zip(*pairs, strict=True)
-            torch.autograd.backward(tensors, gradients)
-    return bool(pairs)
-
-
 def _reducing(module: Any, synced: bool) -> AbstractContextManager[Any]:
     """Whether a module reduces its gradients in this backward pass."""
     if hasattr(module, "set_requires_gradient_sync"):  # of FSDP2
@@ -181,22 +175,11 @@ def _reducing(module: Any, synced: bool) -> AbstractContextManager[Any]:
     return module.no_sync()
 
 
-def _sides(given: Sides) -> tuple[Segments, Segments]:
-    video, text = given
-    return as_segments("video", video), as_segments("text", text)
-
-
-class _RandomState:
-    """Of the CPU and of every GPU."""
-
-    def __init__(self) -> None:
-        self.cpu = torch.get_rng_state()
-        self.devices: Any = ([], [])
-        if torch.cuda.is_initialized():
-            every = [torch.empty(0, device=f"cuda:{i}") for i in range(torch.cuda.device_count())]
-            self.devices = get_device_states(*every)
-
-    def restore(self) -> None:
-        torch.set_rng_state(self.cpu)
-        if len(self.devices[0]):
-            set_device_states(*self.devices)
+def _sides(given: Sides, loss: Any) -> tuple[Segments, Segments]:
+    """Both sides; pairs (K, D) are those of one sequence, for a loss that takes them."""
+    pairs = getattr(loss, "by_embeddings", False)
+    video, text = (
+        side[None] if pairs and isinstance(side, Tensor) and side.dim() == 2 else side
+        for side in given
+    )
+    return as_segments("video", or_absent(video)), as_segments("text", or_absent(text))

@@ -42,12 +42,8 @@ class LossInputs:
     group_ids: Tensor | None
     logit_scale: Tensor | float | None
     shard: Shard
-    wire: torch.dtype | None = None  # in which text goes from process to process by turns
-
-    @property
-    def by_turns(self) -> bool:
-        """Whether text is that of this process, and that of the others is still to be fetched."""
-        return self.wire is not None
+    by_turns: bool = False  # text is that of this process, that of the others is to be fetched
+    wire: torch.dtype = torch.float32  # in which it is then sent
 
     def with_all_embeddings(self) -> LossInputs:
         """The same with the embeddings of the text of all processes, and no tokens."""
@@ -55,7 +51,7 @@ class LossInputs:
             return self
         shard, text = self.shard, self.text
         embeddings, mask = shard.gather(text.embeddings, 2), shard.gather(text.mask, 2)
-        return replace(self, text=Segments(embeddings, mask=mask), wire=None)
+        return replace(self, text=Segments(embeddings, mask=mask), by_turns=False)
 
 
 def loss_of(
@@ -130,15 +126,16 @@ class AbstractLoss(nn.Module, ABC, Generic[Output]):
             else:
                 wire = getattr(given[1], "tokens", given[1]).dtype
         by_turns = self.gather == "chunked"
-        video, text, shard = gather_text(video, text, shard, wire, alike, by_turns=by_turns)
-        kept = wire if by_turns else None
-        return replace(inputs, video=video, text=text, shard=shard, wire=kept)
+        ids = inputs.group_ids is not None
+        video, text, shard = gather_text(video, text, shard, wire, alike, ids, by_turns)
+        return replace(inputs, video=video, text=text, shard=shard, by_turns=by_turns, wire=wire)
 
     def __deepcopy__(self, memo: Any) -> Any:
         memo[id(self.process_group)] = self.process_group  # a handle, which cannot be copied
         copied: Any = self.__class__.__new__(self.__class__)
         memo[id(self)] = copied
         copied.__dict__.update(deepcopy(self.__dict__, memo))
+        copied.__dict__.pop("_compiled_call_impl", None)  # bound to the original, as in nn.Module
         return copied
 
     def read(
@@ -207,9 +204,12 @@ class AbstractContrastiveLoss(AbstractLoss[Output]):
 
     def scale(self, inputs: LossInputs) -> Tensor:
         """What scores are multiplied by (): 1 / tau, or the scale from outside, or 1."""
-        if self.temperature is not None:
-            return inputs.shard.replicated(1 / self.temperature())
         scale = 1.0 if inputs.logit_scale is None else inputs.logit_scale
-        if isinstance(scale, Tensor):
-            return inputs.shard.replicated(scale.reshape(()))
-        return inputs.video.tokens.new_full((), scale)
+        if self.temperature is not None:
+            scale = 1 / self.temperature()
+        if not isinstance(scale, Tensor):
+            return inputs.video.tokens.new_full((), scale)
+        if inputs.shard.alone:
+            return scale.reshape(())
+        # A number on the CPU would do, but its gradient is summed where the tokens are.
+        return inputs.shard.replicated(scale.reshape(()).to(inputs.video.tokens.device))

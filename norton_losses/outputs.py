@@ -18,6 +18,8 @@ from norton_losses.sinkhorn import TransportPlan
 class VideoParagraphOutput:
     """The loss, with its gradient, and what it was made of, detached.
 
+    With a process group the second B is that of the text of all processes, padded alike.
+
     Attributes:
         loss: ().
         similarity: (B, B, N, M), of every clip with every caption; 0 where one is absent.
@@ -114,6 +116,8 @@ class VideoParagraphOutput:
 class ClipCaptionOutput:
     """The loss, with its gradient, and what it was made of, detached.
 
+    With a process group rows are the pairs of this process, and columns those of all, padded alike.
+
     Attributes:
         loss: ().
         logits: (K, K), rows are clips, columns captions; None with ``chunk_rows``, which holds no
@@ -145,7 +149,8 @@ class ClipCaptionOutput:
         ``loss``, ``temperature``; ``logit_min`` and ``logit_max`` of valid pairs, unless
         ``chunk_rows`` held none of them; of a transport ``faulty_negative_mass``
         :math:`1 - \sum_i Q_{ii}`, the share of its mass off the diagonal, ``plan_entropy``
-        :math:`-\sum Q \log Q` in nats, and ``marginal_error``.
+        :math:`-\sum Q \log Q` in nats, and ``marginal_error``. With a process group the mass is
+        that of this process's clips, and the last two are left out, so that one process may log.
 
         Example:
             >>> import torch

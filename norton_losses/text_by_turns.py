@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from norton_losses._numerics import full_precision
+from norton_losses._random import RandomState
 from norton_losses.distributed import Shard
 from norton_losses.segments import Segments
 
@@ -39,7 +42,8 @@ def scores_by_turns(
         wire: the dtype in which tokens are sent.
         parameters: what else the scores depend on.
     """
-    turns = _Turns(score, video, text, shard, wire, list(parameters))
+    parameters = [p for p in parameters if p.requires_grad]
+    turns = _Turns(score, video, text, shard, wire, parameters)
     sides = video.tokens, video.embeddings, text.tokens, text.embeddings
     return _ByTurns.apply(turns, *sides, *parameters)  # pyright: ignore
 
@@ -64,12 +68,17 @@ class _Turns:
 class _ByTurns(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, turns: _Turns, *tensors: Tensor) -> Tensor:
-        ctx.turns = turns
-        scores = [turns.score(turns.video, turns.text_of(rank)) for rank in range(turns.shard.size)]
+        ctx.turns, ctx.states = turns, []
+        scores: list[Tensor] = []
+        for rank in range(turns.shard.size):
+            text = turns.text_of(rank)
+            ctx.states.append(RandomState())
+            scores.append(turns.score(turns.video, text))
         return torch.cat(scores, dim=1)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         turns: _Turns = ctx.turns
         shard = turns.shard
         of_video = [
@@ -78,12 +87,14 @@ class _ByTurns(torch.autograd.Function):
         ]
         video = turns.video.with_tokens(*of_video)
         sums = [torch.zeros_like(leaf) for leaf in (*of_video, *turns.parameters)]
-        of_text: list[Tensor] = []
+        of_text: Any = [None, None]
+        now = RandomState()
         for rank, gradient in enumerate(grad_outputs[0].chunk(shard.size, dim=1)):
             sent = turns.text_of(rank)
             of_sent = [sent.tokens.requires_grad_(), sent.embeddings.requires_grad_()]
             text = Segments(of_sent[0], sent.token_mask, embeddings=of_sent[1])
-            with torch.enable_grad():
+            ctx.states[rank].restore()
+            with torch.enable_grad(), full_precision(text.tokens):  # of the caller's autocast
                 scores = turns.score(video, text)
             leaves = [*of_video, *turns.parameters, *of_sent]
             found: Any = torch.autograd.grad(scores, leaves, gradient, allow_unused=True)
@@ -92,8 +103,9 @@ class _ByTurns(torch.autograd.Function):
                 for g, leaf in zip(found, leaves, strict=True)
             )
             sums = [total + part for total, part in zip(sums, kept, strict=True)]
-            # In the end each process has the sums of its own text.
-            returned = [shard.reduced_to(rank, part) for part in (tokens, embeddings)]
-            if rank == shard.rank:
-                of_text = returned
+            if any(ctx.needs_input_grad[3:5]):
+                # In the end each process has the sums of its own text.
+                returned = [shard.reduced_to(rank, part) for part in (tokens, embeddings)]
+                of_text = returned if rank == shard.rank else of_text
+        now.restore()
         return (None, *sums[:2], *of_text, *sums[2:])

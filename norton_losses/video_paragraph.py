@@ -156,8 +156,7 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
             return measure.evaluate_checked(self.similarity.between(video, text)).score
 
         parameters = [*self.similarity.parameters(), *measure.parameters()]
-        wire = inputs.wire or text.tokens.dtype
-        scores = scores_by_turns(score, video, text, shard, wire, parameters)
+        scores = scores_by_turns(score, video, text, shard, inputs.wire, parameters)
         return block, MeasureOutput(scores, bucket_value=p)
 
     def score(

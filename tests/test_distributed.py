@@ -28,6 +28,7 @@ from norton_losses import (
     SoftMaximumSimilarity,
     TorchSinkhorn,
     TransportMeasure,
+    TransportProblem,
     distributed,
 )
 from norton_losses.distributed import Shard
@@ -80,7 +81,9 @@ LOSSES: dict[str, Make] = {
     "learnable bucket": of_video(
         TransportMeasure(bucket=PromptBucket(learnable=True), objective="entropic")
     ),
-    "POT": of_video(TransportMeasure(sinkhorn="torch")),
+    "POT": lambda group: NortonVideoParagraphLoss(
+        measure=TransportMeasure(sinkhorn="pot"), process_group=group
+    ),
     "DTW": of_video(DynamicTimeWarping(0.1)),
     "OTAM": of_video(OrderedAlignment(0.1)),
     "caption average": of_video(CaptionAverage()),
@@ -198,6 +201,8 @@ def compare(
 def test_ranks_equal_one_process(
     pool: ProcessPool, name: str, sizes: list[tuple[int, int, int, int, int]]
 ) -> None:
+    if name == "POT":
+        pytest.importorskip("ot", reason="POT is not installed")
     compare(pool, name, sizes)
 
 
@@ -215,6 +220,17 @@ def test_with_other_numbers_of_captions_than_clips(pool: ProcessPool, name: str)
 def test_groups_are_of_all_ranks(pool: ProcessPool, name: str) -> None:
     ids = [torch.tensor(of_rank) for of_rank in ([0, 1], [1], [], [0, 2, 2])]
     compare(pool, name, FOUR, group_ids=[i.long() for i in ids])
+
+
+def test_groups_may_have_any_integer_type(pool: ProcessPool) -> None:
+    ids = [torch.tensor([0, 1], dtype=torch.int16), torch.tensor([1, 0], dtype=torch.int32)]
+    sides = draw(EVEN)
+    found = pool.run(
+        step, [("videos", s, torch.float64, i) for s, i in zip(sides, ids, strict=True)]
+    )
+    expected, *_ = step(None, "videos", together(sides), torch.float64, torch.tensor([0, 1, 1, 0]))
+    for value, *_ in found:
+        torch.testing.assert_close(value, expected)
 
 
 def test_groups_of_pairs(pool: ProcessPool) -> None:
@@ -355,6 +371,14 @@ class TestErrors:
             assert isinstance(error, ValueError)
             assert "width of tokens must be the same on all processes, got [6, 5]" in str(error)
 
+    def test_all_or_none_have_group_ids(self, pool: ProcessPool) -> None:
+        one, other = draw(EVEN)
+        ids = torch.tensor([0, 1])
+        jobs = [("videos", one, torch.float64, ids), ("videos", other, torch.float64)]
+        for error in pool.run(step, jobs):
+            assert isinstance(error, ValueError)
+            assert "presence of group_ids" in str(error)
+
     def test_temperatures_that_drifted_apart_are_noticed(self, pool: ProcessPool) -> None:
         for error in pool.run(_drifted, [(0.2,), (0.21,)]):
             assert isinstance(error, ValueError)
@@ -418,6 +442,7 @@ def _scaled(group: Any, scale: float) -> Tensor:
 
 
 def _in_group_of_two(group: Any) -> int:
+    NortonLoss(process_group=GROUPS[2])
     return Shard.of(GROUPS[2]).size
 
 
@@ -468,6 +493,115 @@ def test_explain_has_the_rows_of_this_process(pool: ProcessPool) -> None:
     assert total == pytest.approx(numbers["clip_caption/faulty_negative_mass"])
 
 
+def _logged_by_one(group: Any, sides: tuple[Side, Side]) -> float:
+    out = NortonLoss(process_group=group).explain(*(Segments(*side) for side in sides))
+    return out.diagnostics()["loss"] if torch.distributed.get_rank(group) == 0 else 0.0
+
+
+def test_one_process_may_log(pool: ProcessPool) -> None:
+    found = pool.run(_logged_by_one, [(s,) for s in draw(EVEN)])
+    assert found[0] > 0
+    assert found[1] == 0
+
+
+class Dropping(nn.Module):
+    """A similarity with random numbers, and a parameter that is not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.7]), requires_grad=False)
+
+    def forward(self, video: Segments, text: Segments) -> Tensor:
+        return nn.functional.dropout(self.weight * _cosines(video, text), 0.5)
+
+
+def _with_dropout(group: Any, sides: tuple[Side, Side]) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivative along a direction, by the backward pass and by differences; a random number."""
+    measure = DynamicTimeWarping(0.1)  # whose gradient is exact
+    loss = NortonVideoParagraphLoss(
+        Dropping(), measure, process_group=group, gather="chunked"
+    ).double()
+    (tokens, mask), text = sides
+    direction = torch.ones_like(tokens)
+    values = []
+    for step in (0.0, -1e-5, 1e-5):
+        torch.manual_seed(0)
+        leaf = (tokens + step * direction).requires_grad_()
+        value = loss(Segments(leaf, mask), Segments(*text))
+        if step == 0:
+            value.backward()
+            drawn = torch.rand(1)
+            assert leaf.grad is not None
+            along = (leaf.grad * direction).sum()
+        values.append(value.detach())
+    return along, 2 * (values[2] - values[1]) / 2e-5, drawn
+
+
+def test_random_numbers_come_again_by_turns(pool: ProcessPool) -> None:
+    """Both ranks move all their tokens at once, and each has its own part of the derivative."""
+    found = pool.run(_with_dropout, [(s,) for s in draw(EVEN)])
+    for result in found:
+        if isinstance(result, Exception):
+            raise result
+    total = sum(along for along, *_ in found)
+    torch.testing.assert_close(total, found[0][1], rtol=1e-4, atol=1e-6)
+
+
+def _twice_differentiated(group: Any, sides: tuple[Side, Side]) -> Tensor:
+    similarity = SoftMaximumSimilarity(implementation="reference")
+    loss = NortonVideoParagraphLoss(similarity, process_group=group).double()
+    leaf = sides[0][0].requires_grad_()
+    value = loss(Segments(leaf, sides[0][1]), Segments(*sides[1]))
+    (gradient,) = torch.autograd.grad(value, leaf, create_graph=True)
+    gradient.sum().backward()
+    return leaf.grad if leaf.grad is not None else torch.empty(0)
+
+
+def test_there_is_no_second_derivative(pool: ProcessPool) -> None:
+    for error in pool.run(_twice_differentiated, [(s,) for s in draw(EVEN)]):
+        assert isinstance(error, RuntimeError)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler
+def test_a_copy_of_a_compiled_loss_is_a_loss_of_its_own() -> None:
+    loss = NortonLoss()
+    loss.compile(backend="eager")
+    tokens = torch.randn(2, 3, 4)
+    loss(tokens, tokens)
+    copied = copy.deepcopy(loss)
+    with torch.no_grad():
+        copied.clip_caption.temperature.log_scale += 1  # type: ignore[union-attr]
+    assert copied(tokens, tokens).item() == copied.forward(tokens, tokens).item()
+    assert copied(tokens, tokens).item() != loss(tokens, tokens).item()
+
+
+def _shared_out(group: Any, scores: Tensor, rows: Tensor) -> tuple[Tensor, bool]:
+    even = torch.full((len(scores),), 1 / len(scores), dtype=scores.dtype).log()
+    problem = TransportProblem(scores[rows], even[rows], even, epsilon=0.5, shard=Shard.of(group))
+    plan = TorchSinkhorn(100).solve(problem)
+    with pytest.raises(ValueError, match="cannot be exchanged"):
+        plan.T  # noqa: B018
+    return plan.plan, bool(plan.converged)
+
+
+def test_a_problem_may_be_shared_out(pool: ProcessPool) -> None:
+    scores = torch.rand(5, 5, dtype=torch.float64)
+    expected, _ = _shared_out_whole(scores)
+    jobs = [(scores, torch.arange(2)), (scores, torch.arange(2, 5))]
+    found = pool.run(_shared_out, jobs)
+    for result in found:
+        if isinstance(result, Exception):
+            raise result
+    torch.testing.assert_close(torch.cat([plan for plan, _ in found]), expected)
+    assert all(converged for _, converged in found)
+
+
+def _shared_out_whole(scores: Tensor) -> tuple[Tensor, bool]:
+    even = torch.full((len(scores),), 1 / len(scores), dtype=scores.dtype).log()
+    plan = TorchSinkhorn(100).solve(TransportProblem(scores, even, even, epsilon=0.5))
+    return plan.plan, bool(plan.converged)
+
+
 def _in_the_world(group: Any) -> float:
     tokens = torch.arange(24.0).view(2, 3, 4).sin()
     return NortonLoss(process_group="world")(tokens, tokens).item()
@@ -502,6 +636,10 @@ def test_retrieval_is_shared_out(pool: ProcessPool, measure: str | None, ranks: 
 def test_retrieval_fails_together(pool: ProcessPool) -> None:
     videos = [torch.randn(3, 8) for _ in range(4)]
     one, other = pool.run(_retrieved, [("dtw", videos, True), ("dtw", videos)])
+    assert isinstance(one, ValueError)
+    assert isinstance(other, RuntimeError)
+    spoiled = [videos[0] * torch.nan, *videos[1:]]
+    one, other = pool.run(_retrieved, [("dtw", spoiled), ("dtw", videos)])
     assert isinstance(one, ValueError)
     assert isinstance(other, RuntimeError)
     for error in pool.run(_retrieved, [("dtw", videos), ("dtw", videos[:3])]):

@@ -105,6 +105,34 @@ def test_plain_tensors_and_other_arguments() -> None:
     torch.testing.assert_close(found, expected.detach())
 
 
+def test_pairs_of_embeddings() -> None:
+    batches = [(torch.randn(n, WIDTH), torch.randn(n, WIDTH)) for n in (3, 5)]
+    layer, loss = nn.Linear(WIDTH, 4), ClipCaptionOTLoss()
+    expected = loss(*(layer(torch.cat(side)) for side in zip(*batches, strict=True)))
+    found = cached_step(lambda b: (layer(b[0]), layer(b[1])), loss, batches)
+    torch.testing.assert_close(found, expected.detach())
+
+
+def test_a_batch_may_be_empty() -> None:
+    batches = [*draw(EVEN), *draw([(1, 3, 2, 2)])]
+    encoder, loss = Encoder(), NortonLoss().double()
+    expected = cached_step(encoder, loss, batches[:-1])
+    nothing = tuple(encoder.layer(side.tokens[:0]) for side in batches[-1])
+    encode = lambda b: nothing if b is None else encoder(b)  # noqa: E731
+    found = cached_step(encode, loss, [*batches[:-1], None])
+    torch.testing.assert_close(found, expected)
+
+
+def test_inside_autocast() -> None:
+    batches, encoder, loss = draw(EVEN), Encoder(), NortonLoss()
+    encoder.float()
+    floats = [tuple(side.to(torch.float32) for side in batch) for batch in batches]
+    with torch.autocast("cpu", torch.bfloat16):
+        cached_step(encoder, loss, floats)
+    assert encoder.layer.weight.grad is not None
+    assert encoder.layer.weight.grad.any()
+
+
 def test_random_numbers_are_the_same_in_both_passes() -> None:
     """With other ones the gradient of a linear layer would not be that of the loss."""
     batches, encoder, loss = draw(EVEN), Encoder(dropout=0.5), NortonLoss().double()

@@ -112,48 +112,50 @@ def retrieve(
     """
     check_count("batch_size", batch_size)
     check_group(process_group)
-    measure = _read_measure(loss_or_measure, bucket_value)
-    if measure is not None and similarity_range is not None:
-        raise ValueError(
-            "similarity_range is for a loss that rescales its similarity, and here is a measure of "
-            "cosines; leave it out"
-        )
-    ragged_videos = read_ragged("videos", "clip", videos)
-    ragged_paragraphs = read_ragged("paragraphs", "caption", paragraphs)
-    true_paragraphs = _index(truth, len(ragged_videos), len(ragged_paragraphs))
-    if measure is not None:
-        ragged_videos = ragged_videos.pooled("videos")
-        ragged_paragraphs = ragged_paragraphs.pooled("paragraphs")
-    widths = [side.tokens.shape[-1] for side in (ragged_videos, ragged_paragraphs)]
-    if widths[0] != widths[1]:
-        raise ValueError(
-            f"videos and paragraphs must share their width D, got {widths[0]} and {widths[1]}; "
-            "project one of them first"
-        )
-    if device is None:
-        device = ragged_videos.tokens.device
-    dtype = torch.promote_types(ragged_videos.dtype, ragged_paragraphs.dtype)
-    if measure is None:
-        # A user's own loss may not take a range.
-        known = {} if similarity_range is None else {"similarity_range": similarity_range}
-        loss: Any = loss_or_measure
-        score = partial(loss.score, bucket_value=bucket_value, **known)
-    else:
-        score = _by_cosines(measure, dtype)
     shard = Shard.of(process_group)
-    scores = torch.zeros(len(ragged_videos), len(ragged_paragraphs), dtype=dtype)
-    start = time.perf_counter()
-    row_groups = ragged_videos.groups(min(batch_size, -(-len(ragged_videos) // shard.size)))
-    own_groups = row_groups[shard.rank :: shard.size]
-    pairs = sum(len(rows) for rows in own_groups) * len(ragged_paragraphs)
-    column_groups = ragged_paragraphs.groups(batch_size)
-    with shard.failing_together(), torch.no_grad(), _progress(pairs, progress) as advance:
-        for rows in own_groups:
-            video_batch = ragged_videos.batch(rows, device)
-            for columns in column_groups:
-                tile = score(video_batch, ragged_paragraphs.batch(columns, device))
-                scores[rows[:, None], columns] = _checked(tile, rows, columns).to(scores)
-                advance(tile.numel())
+    with shard.failing_together():
+        measure = _read_measure(loss_or_measure, bucket_value)
+        if measure is not None and similarity_range is not None:
+            raise ValueError(
+                "similarity_range is for a loss that rescales its similarity, and here is a "
+                "measure of cosines; leave it out"
+            )
+        ragged_videos = read_ragged("videos", "clip", videos)
+        ragged_paragraphs = read_ragged("paragraphs", "caption", paragraphs)
+        true_paragraphs = _index(truth, len(ragged_videos), len(ragged_paragraphs))
+        if measure is not None:
+            ragged_videos = ragged_videos.pooled("videos")
+            ragged_paragraphs = ragged_paragraphs.pooled("paragraphs")
+        widths = [side.tokens.shape[-1] for side in (ragged_videos, ragged_paragraphs)]
+        if widths[0] != widths[1]:
+            raise ValueError(
+                f"videos and paragraphs must share their width D, got {widths[0]} and {widths[1]}; "
+                "project one of them first"
+            )
+        if device is None:
+            device = ragged_videos.tokens.device
+        dtype = torch.promote_types(ragged_videos.dtype, ragged_paragraphs.dtype)
+        if measure is None:
+            # A user's own loss may not take a range.
+            known = {} if similarity_range is None else {"similarity_range": similarity_range}
+            loss: Any = loss_or_measure
+            score = partial(loss.score, bucket_value=bucket_value, **known)
+        else:
+            score = _by_cosines(measure, dtype)
+        scores = torch.zeros(len(ragged_videos), len(ragged_paragraphs), dtype=dtype)
+        start = time.perf_counter()
+        row_groups = ragged_videos.groups(min(batch_size, -(-len(ragged_videos) // shard.size)))
+        own_groups = row_groups[shard.rank :: shard.size]
+        pairs = sum(len(rows) for rows in own_groups) * len(ragged_paragraphs)
+        column_groups = ragged_paragraphs.groups(batch_size)
+        shown = progress and shard.rank == 0
+        with torch.no_grad(), _progress(pairs, shown) as advance:
+            for rows in own_groups:
+                video_batch = ragged_videos.batch(rows, device)
+                for columns in column_groups:
+                    tile = score(video_batch, ragged_paragraphs.batch(columns, device))
+                    scores[rows[:, None], columns] = _checked(tile, rows, columns).to(scores)
+                    advance(tile.numel())
     scores = _of_all(scores, shard)
     seconds = time.perf_counter() - start
     return RetrievalOutput(

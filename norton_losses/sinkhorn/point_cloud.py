@@ -25,6 +25,7 @@ from norton_losses.sinkhorn.problem import (
     bring_to_one_precision,
     check_marginal,
     check_masses,
+    check_whole,
 )
 
 _BLOCK_BYTES = 1 << 26
@@ -102,7 +103,7 @@ class PointCloudProblem(AbstractProblem):
                     "infinite or overlong points; mark absent points with -inf in their marginal, "
                     "and put them at 0"
                 )
-            check_masses(self.log_mu, self.log_nu)
+            check_masses(self.log_mu, self.log_nu, self.shard)
 
     @property
     def scores(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -111,6 +112,7 @@ class PointCloudProblem(AbstractProblem):
 
     @property
     def T(self) -> PointCloudProblem:
+        check_whole(self.shard)
         return self.replace(x=self.y, y=self.x, log_mu=self.log_nu, log_nu=self.log_mu)
 
     def __getitem__(self, index: Any) -> PointCloudProblem:
@@ -119,7 +121,12 @@ class PointCloudProblem(AbstractProblem):
     def explicit(self) -> TransportProblem:
         """The same problem with its scores held: n x m numbers."""
         return TransportProblem(
-            self.scores, self.log_mu, self.log_nu, self.epsilon, check_values=False
+            self.scores,
+            self.log_mu,
+            self.log_nu,
+            self.epsilon,
+            shard=self.shard,
+            check_values=False,
         )
 
     def block(self, rows: slice) -> Tensor:

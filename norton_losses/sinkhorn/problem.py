@@ -183,6 +183,7 @@ class TransportProblem(AbstractProblem):
 
     @property
     def T(self) -> TransportProblem:
+        check_whole(self.shard)
         return self.replace(scores=self.scores.mT, log_mu=self.log_nu, log_nu=self.log_mu)
 
     @property
@@ -217,7 +218,7 @@ class TransportProblem(AbstractProblem):
                 "absent rows and columns with -inf in log_mu and log_nu, and give their cells a "
                 "score of 0"
             )
-        check_masses(self.log_mu, self.log_nu)
+        check_masses(self.log_mu, self.log_nu, self.shard)
         if self.score_range is not None:
             lo, hi = self.score_range
             slack = 1e-3 * max(abs(lo), abs(hi))  # rounding, of half precision too
@@ -253,14 +254,22 @@ def check_marginal(name: str, log_marginal: Tensor, shape: Sequence[int], like: 
     check_device(name, log_marginal, like)
 
 
-def check_masses(log_mu: Tensor, log_nu: Tensor) -> None:
+def check_whole(shard: Shard) -> None:
+    if not shard.alone:
+        raise ValueError(
+            "rows and columns cannot be exchanged where processes share out the rows; exchange "
+            "them before they are shared out"
+        )
+
+
+def check_masses(log_mu: Tensor, log_nu: Tensor, shard: Shard) -> None:
     for name, marginal in (("log_mu", log_mu), ("log_nu", log_nu)):
         if (marginal.isnan() | (marginal == torch.inf)).any():
             raise ValueError(
                 f"{name} must be logarithms of finite masses, got NaN or +inf entries; "
                 "pass mu.log() of masses that are finite and not negative"
             )
-    mu_mass, nu_mass = log_mu.exp().sum(-1), log_nu.exp().sum(-1)
+    mu_mass, nu_mass = shard.sum(log_mu.exp().sum(-1)), log_nu.exp().sum(-1)
     rounding = torch.finfo(log_mu.dtype).eps ** 0.5
     if not torch.allclose(mu_mass, nu_mass, rtol=rounding, atol=0):
         worst = (mu_mass - nu_mass).abs().max().item()
