@@ -405,13 +405,17 @@ class TestStatistics:
     def test_samples_are_of_runs_that_differ_in_their_seed(self, tmp_path: Path) -> None:
         rows = Rows(tmp_path)
         runs = [
-            Run("InfoNCE", SETTINGS, level=level, seed=s) for level in (0.2, 0.4) for s in (0, 1)
+            Run("InfoNCE", SETTINGS, level=level, seed=s)
+            for level in (0.2, 0.4, 0.6)
+            for s in range(4)
         ]
-        for run in runs[:-1]:
+        alone = Run("MIL-NCE", SETTINGS, level=0.8)
+        for run in [*runs[:7], *runs[8:10], alone]:
             rows.add("noise", row_of(run, run.level))
-        found = samples(runs, rows)
-        assert [sorted(sample.rows) for sample in found.values()] == [[0, 1], [0]]
-        assert [sample.of("transport").mean for sample in found.values()] == pytest.approx([20, 40])
+        found = samples([*runs, alone], rows)  # two seeds of four are none
+        assert [sorted(sample.rows) for sample in found.values()] == [[0, 1, 2, 3], [0, 1, 2], [0]]
+        means = [sample.of("transport").mean for sample in found.values()]
+        assert means == pytest.approx([20, 40, 80])
 
 
 class TestPages:

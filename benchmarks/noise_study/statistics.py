@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -10,6 +11,9 @@ import numpy as np
 from benchmarks.noise_study.rows import Rows
 from benchmarks.noise_study.run import Row, Run
 from examples.intervals import Estimate, estimate
+
+
+_LEAST_SEEDS = 3
 
 
 @dataclass
@@ -36,10 +40,19 @@ class Sample:
 
 
 def samples(runs: Iterable[Run], rows: Rows) -> dict[Run, Sample]:
-    """Runs that are on file, together where they differ in their seed alone, in their order."""
+    """Runs that are on file, together where they differ in their seed alone, in their order.
+
+    Of those with several seeds to come, two seeds are none: they say too little of the others.
+    """
     found: dict[Run, Sample] = {}
+    planned: Counter[Run] = Counter()
     for run in runs:
+        alike = replace(run, seed=0)
+        planned[alike] += 1
         if run in rows:
-            alike = replace(run, seed=0)
             found.setdefault(alike, Sample()).rows[run.seed] = rows[run]
-    return found
+    return {
+        run: sample
+        for run, sample in found.items()
+        if len(sample.rows) >= min(_LEAST_SEEDS, planned[run])
+    }
