@@ -67,6 +67,7 @@ def main(
                 print(f"step {step}  loss {loss.item():.6f}", flush=True)
                 if options.checkpoint is not None and (step + 1) % options.save_every == 0:
                     _save(options.checkpoint, model, optimizer, step + 1)
+        dist.barrier()  # a process that leaves early may take the connections of others with it
     finally:
         dist.destroy_process_group()
 

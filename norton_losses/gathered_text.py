@@ -55,7 +55,7 @@ def gather_text(
     trained = [torch.is_grad_enabled() and _differentiable(side) for side in (text, video)]
     sizes = *tokens.shape[:3], video.tokens.shape[2], *trained
     first = len(sizes) + len(same)
-    numbers = [*sizes, *same.values(), *map(float, alike)][: NUMBERS - 1]
+    numbers = [*sizes, *same.values(), *(float(value.detach()) for value in alike)][: NUMBERS - 1]
     world = shard.tell(numbers)[:, : len(numbers)]
     for name, values in zip(same, world.T[len(sizes) :].long().tolist(), strict=False):
         if len(set(values)) > 1:

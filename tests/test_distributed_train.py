@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ SIZES = ["--steps", "6", "--videos", "60", "--batch-videos", "6", "--save-every"
 def torchrun(
     processes: int, module: str, *arguments: str, restarts: int = 0
 ) -> subprocess.CompletedProcess[str]:
+    """Several processes on this machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
     return subprocess.run(
@@ -63,3 +66,67 @@ def test_a_restart_goes_on_from_the_checkpoint(tmp_path: Path, of_two: dict[int,
     run = torchrun(2, "tests.dying_rank", "--checkpoint", saved, restarts=1)
     assert losses(run) == pytest.approx(of_two, rel=1e-6)
     assert run.stdout.count("step 2  ") == 2  # the step after the checkpoint, before and after
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[list[str]]]:
+    """Two hosts with addresses of their own: network namespaces, joined by a virtual cable."""
+    if shutil.which("ip") is None:
+        pytest.skip("the command ip, which makes network namespaces, is not installed")
+    names = [f"norton{os.getpid()}{side}" for side in "ab"]
+    made = [run_ip("netns", "add", name) for name in names]
+    try:
+        if not all(made):
+            pytest.skip("network namespaces may not be made here")
+        one, other = ends = [f"n{side}{os.getpid()}"[:15] for side in "ab"]
+        if not run_ip("link", "add", one, "type", "veth", "peer", "name", other):
+            pytest.skip("virtual cables may not be made here")
+        for number, (name, end) in enumerate(zip(names, ends, strict=True), 1):
+            run_ip("link", "set", end, "netns", name)
+            run_ip("-n", name, "addr", "add", f"10.231.77.{number}/24", "dev", end)
+            run_ip("-n", name, "link", "set", end, "up")
+            run_ip("-n", name, "link", "set", "lo", "up")
+        yield [
+            ["ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={end}"]
+            for name, end in zip(names, ends, strict=True)
+        ]
+    finally:
+        for name in names:
+            run_ip("netns", "del", name)
+
+
+def run_ip(*arguments: str) -> bool:
+    return subprocess.run(["ip", *arguments], capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+def test_two_hosts_train_together(hosts: list[list[str]], of_two: dict[int, float]) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
+    command += ["--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "norton"]
+    command += ["--rdzv-endpoint", "10.231.77.1:29517"]
+    runs = [
+        subprocess.Popen(
+            [
+                *inside,
+                *command,
+                *["--local-addr", f"10.231.77.{number}"],
+                *["--rdzv-conf", f"is_host={number == 1},join_timeout=60"],
+                *["-m", "examples.distributed_train", *SIZES],
+            ],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, inside in enumerate(hosts, 1)
+    ]
+    try:
+        ended = [(run, *run.communicate(timeout=120)) for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+    found: dict[int, float] = {}
+    for run, output, errors in ended:
+        found |= losses(subprocess.CompletedProcess(run.args, run.returncode, output, errors))
+    assert found == pytest.approx(of_two, rel=1e-6)

@@ -12,7 +12,6 @@ from benchmarks.noise_study.rows import Rows
 from benchmarks.noise_study.run import Row, Run
 from examples.intervals import Estimate, estimate
 
-
 _LEAST_SEEDS = 3
 
 
