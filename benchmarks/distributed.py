@@ -8,6 +8,7 @@ those of the fused soft maximum by its shapes. Memory is what a second step adds
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness.machine import commit, cpu_name
+from benchmarks.harness.machine import ROOT, commit, cpu_name
 from benchmarks.harness.memory import give_back_at_once, held, highest
 from benchmarks.harness.results import COMMITTED
 from benchmarks.harness.tables import markdown
@@ -30,6 +31,10 @@ from norton_losses import ClipCaptionOTLoss, NortonLoss, Segments
 
 LENGTH, FRAMES, WORDS = 16, 8, 16
 SIZES = (1, 2, 4)
+PAGE = ROOT / "docs" / "distributed.md"
+BLOCK = re.compile(
+    r"(<!-- distributed: (?P<what>\w+) -->\n).*?(<!-- end of distributed -->)", flags=re.DOTALL
+)
 RESULTS = COMMITTED / "distributed" / "cpu.json"
 ALONE = ("NortonLoss", "ClipCaptionOTLoss")  # those of one process too
 LOSSES = {
@@ -78,6 +83,35 @@ def table(record: dict[str, Any]) -> str:
         lines.append([row["loss"], str(size), f"{row['flops'] / 1e9:.1f} G", peak, *cells])
     head = ["loss", "processes", "operations of each", "peak of each"]
     return markdown([*head, "operations × processes", "peak × processes"], lines)
+
+
+def computed() -> str:
+    """What the formulas of the page come to on many GPUs, 128 clips each; nobody measured it."""
+    words, width, wire, iterations = 32, 768, 2, 50
+    lines = []
+    for gpus, note in ((8, " (the paper's batch)"), (64, "")):
+        k = 128 * gpus
+        gathered = k * words * width * wire + k * words + 4 * k * width
+        returned = 4 * k * words * width + 4 * k * width
+        # Tokens, their unit vectors, and the gradient of each.
+        held = 4 * (4 * k * words * width)
+        sizes = (gathered, returned, 8 * k * iterations, held)
+        lines.append([f"{gpus}{note}", f"{k:,}", *(f"{n / 1e6:,.1f} MB" for n in sizes)])
+    head = ["GPUs", "clips in the batch", "gathered", "returned", "transport"]
+    return markdown([*head, "text held, with unit vectors and gradients"], lines)
+
+
+def rewritten(page: str) -> str:
+    """A page with its blocks as rows and formulas have them."""
+    tables = {"measured": lambda: table(json.loads(RESULTS.read_text())), "computed": computed}
+    return BLOCK.sub(lambda block: f"{block[1]}{tables[block['what']]()}\n{block[3]}", page)
+
+
+def rewrite_page() -> list[Path]:
+    """Bring the page up to date; returns it if it was not."""
+    text = PAGE.read_text()
+    PAGE.write_text(rewritten(text))
+    return [PAGE] if rewritten(text) != text else []
 
 
 def _measured(rank: int, name: str, clips: int, width: int, size: int, folder: str) -> None:

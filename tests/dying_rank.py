@@ -6,8 +6,6 @@ import os
 import signal
 import sys
 
-from examples.distributed_train import main
-
 
 def die_once(step: int) -> None:
     first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
@@ -16,4 +14,6 @@ def die_once(step: int) -> None:
 
 
 if __name__ == "__main__":
+    from examples.distributed_train import main  # which needs scikit-learn
+
     main(sys.argv[1:], die_once)
