@@ -97,8 +97,8 @@ def _differentiable(side: Segments) -> bool:
 
 
 def _with_gradients(side: Segments) -> Segments:
-    tensors = (
-        tensor if tensor.requires_grad else tensor.detach().requires_grad_()
-        for tensor in (side.tokens, side.embeddings)
+    # Embeddings that are those of the tokens stay so, and are not sent beside them.
+    tensors = [side.tokens, side.embeddings] if side.has_embeddings else [side.tokens]
+    return side.with_tokens(
+        *(t if t.requires_grad else t.detach().requires_grad_() for t in tensors)
     )
-    return side.with_tokens(*tensors)

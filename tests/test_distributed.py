@@ -491,6 +491,22 @@ def test_explain_has_the_rows_of_this_process(pool: ProcessPool) -> None:
     assert total == pytest.approx(numbers["clip_caption/faulty_negative_mass"])
 
 
+def _bytes_of_clips(group: Any, sides: tuple[Side, Side], iterations: int) -> int:
+    return _bytes_sent(group, sides, iterations, of_clips=True)
+
+
+def test_the_clip_caption_loss_sends_its_embeddings_once(pool: ProcessPool) -> None:
+    size, (b, n, *_), iterations = 2, EVEN[0], 7
+    k = size * b * n
+    there_and_back = 2 * 4 * k * WIDTH + 2 * k  # with masks of segments and of pairs
+    expected = there_and_back + iterations * 2 * 4 * k + (3 * 4 + 8) * k
+    expected += 8 * distributed.NUMBERS * size
+    for found in pool.run(_bytes_of_clips, [(s, iterations) for s in draw(EVEN)]):
+        if isinstance(found, Exception):
+            raise found
+        assert expected <= found <= expected + 100
+
+
 def _logged_by_one(group: Any, sides: tuple[Side, Side]) -> float:
     out = NortonLoss(process_group=group).explain(*(Segments(*side) for side in sides))
     return out.diagnostics()["loss"] if torch.distributed.get_rank(group) == 0 else 0.0
@@ -645,8 +661,10 @@ def test_retrieval_fails_together(pool: ProcessPool) -> None:
         assert "all videos and all paragraphs" in str(error)
 
 
-def _bytes_sent(group: Any, sides: tuple[Side, Side], iterations: int) -> int:
-    """Of the results of all collectives of a step, but for the numbers told at its beginning."""
+def _bytes_sent(
+    group: Any, sides: tuple[Side, Side], iterations: int, *, of_clips: bool = False
+) -> int:
+    """Of the results of all collectives of a step, of NortonLoss or of its clip-caption term."""
     sent: list[int] = []
 
     def counted(collective: Callable[..., None]) -> Callable[..., None]:
@@ -662,11 +680,14 @@ def _bytes_sent(group: Any, sides: tuple[Side, Side], iterations: int) -> int:
         counted, real
     )
     try:
-        loss = NortonLoss(
+        solver = TorchSinkhorn(iterations)
+        loss: nn.Module = NortonLoss(
             NortonVideoParagraphLoss(learnable_temperature=True),
-            ClipCaptionOTLoss(sinkhorn=TorchSinkhorn(iterations)),
+            ClipCaptionOTLoss(sinkhorn=solver),
             process_group=group,
         )
+        if of_clips:
+            loss = ClipCaptionOTLoss(sinkhorn=solver, process_group=group)
         video, text = (Segments(t.float().requires_grad_(), m) for t, m in sides)
         loss(video, text).backward()
     finally:
