@@ -5,11 +5,13 @@ Absent entries are handled by mask, never by large constants, so that -inf never
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 class _UpCast(torch.autograd.Function):
@@ -97,6 +99,16 @@ def unit(vectors: Tensor, mask: Tensor | None = None) -> Tensor:
     Their gradient is zero as well, and what a masked vector held (NaN included) has no effect.
     """
     return _Unit.apply(vectors, mask)[0]  # pyright: ignore
+
+
+def padded_to(values: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Values with zeros after them, up to the sizes of their leading dimensions."""
+    missing = [want - have for want, have in zip(sizes, values.shape, strict=False)]
+    if not any(missing):
+        return values
+    # Of the last dimension first, before it and after it.
+    after = [n for short in reversed(missing) for n in (0, short)]
+    return pad(values, [0, 0] * (values.dim() - len(missing)) + after)
 
 
 def masked_mean(values: Tensor, mask: Tensor, dim: int) -> Tensor:

@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from norton_losses._numerics import padded_to
+
 ProcessGroup: TypeAlias = "dist.ProcessGroup | Literal['world'] | None"
 
 # torch 2.13 renames both; older names warn there.
@@ -134,12 +136,7 @@ class Shard:
 
     def pad(self, values: Tensor, leading: int) -> Tensor:
         """Values with zeros up to the layout in their leading dimensions."""
-        sizes = self.layout[:leading]
-        if self.alone or values.shape[:leading] == sizes:
-            return values
-        padded = values.new_zeros(*sizes, *values.shape[leading:])
-        padded[tuple(slice(n) for n in values.shape[:leading])] = values
-        return padded
+        return values if self.alone else padded_to(values, self.layout[:leading])
 
     def gather(self, values: Tensor, leading: int, wire: torch.dtype | None = None) -> Tensor:
         """Values of all processes, one after another; gradients are summed, and return.

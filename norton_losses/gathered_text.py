@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from norton_losses._numerics import padded_to
 from norton_losses.distributed import NUMBERS, Shard
 from norton_losses.segments import Segments
 
@@ -85,9 +85,9 @@ def gather_text(
         place(text.token_mask, 3),
         embeddings=place(embeddings, 2) if given else None,
     )
-    missing = frames - video.tokens.shape[2]
-    if missing:
-        padded = pad(video.tokens, (0, 0, 0, missing)), pad(video.token_mask, (0, missing))
+    if frames > video.tokens.shape[2]:
+        sizes = *video.mask.shape, frames
+        padded = padded_to(video.tokens, sizes), padded_to(video.token_mask, sizes)
         video = Segments(*padded, embeddings=video.embeddings)
     return video, text, shard
 

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
+from norton_losses._numerics import padded_to
 from norton_losses._random import RandomState
 from norton_losses.segments import Segments, as_segments, or_absent
 
@@ -150,12 +150,7 @@ def _joined(sides: Sequence[Segments]) -> _Joined:
     n, t = (max(shape[d] for shape in shapes) for d in (1, 2))
 
     def together(tensors: list[Tensor], leading: int) -> Tensor:
-        padded = []
-        for tensor, shape in zip(tensors, shapes, strict=True):
-            missing = [t - shape[2], n - shape[1]][3 - leading :]
-            rest = [0, 0] * (tensor.dim() - leading)
-            padded.append(pad(tensor, rest + [m for short in missing for m in (0, short)]))
-        return torch.cat(padded)
+        return torch.cat([padded_to(x, (len(x), n, t)[:leading]) for x in tensors])
 
     tokens = together([side.tokens for side in sides], 3).requires_grad_()
     token_mask = together([side.token_mask for side in sides], 3)
