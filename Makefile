@@ -54,7 +54,7 @@ clean:  ## remove what the targets made
 .venv/.dev: $(RECIPE)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) install --quiet --constraint constraints.txt \
-		--editable '.[dev,pot,geomloss,keops,triton,plot,examples,language]'
+		--editable '.[dev,pot,geomloss,keops,triton,plot,examples,integrations,language]'
 	touch $@ .venv/.demo
 
 .venv/.bench: $(RECIPE)

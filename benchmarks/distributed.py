@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before there is a group, which its functions would keep for ever
 import torch.multiprocessing as multiprocessing
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -140,7 +141,7 @@ def _measured(rank: int, name: str, clips: int, width: int, size: int, folder: s
         step()
     found = {"flops": counter.get_total_flops(), "peak_bytes": peak}
     Path(folder, f"rank{rank}").write_text(json.dumps(found))
-    dist.barrier()  # gloo's threads let go of the tensors of what came before
+    dist.barrier()  # a process that leaves early may take the connections of others with it
     dist.destroy_process_group()
 
 

@@ -4,12 +4,14 @@
 whole batch, which is that of one process with as many videos (``--nproc-per-node 1``). It runs on
 CUDA with NCCL where there is a GPU for each process, else on the CPU with gloo. With
 ``--checkpoint`` it goes on where it was, and torchrun's ``--max-restarts`` brings it back when a
-process dies.
+process dies: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 then, or the new processes may look for the
+dead one (pytorch issue 135712).
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before there is a group, which its functions would keep for ever
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -44,32 +47,39 @@ def main(
     options = _parse(arguments)
     on_cuda = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     dist.init_process_group("nccl" if on_cuda else "gloo")
-    rank, size = dist.get_rank(), dist.get_world_size()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_cuda else torch.device("cpu")
     if on_cuda:
         torch.cuda.set_device(device)
     try:
-        corpus = make_corpus(options.videos, "train", seed=1)
-        torch.manual_seed(0)  # the same weights everywhere
-        model = DistributedDataParallel(Model().to(device), [device] if on_cuda else None)
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        begin = _load(options.checkpoint, model, optimizer, device)
-        for step in range(begin, options.steps):
-            on_step(step)
-            # Every process draws the whole batch, and takes every size-th video of it.
-            drawn = torch.Generator().manual_seed(step)
-            videos = torch.randint(len(corpus), (options.batch_videos,), generator=drawn)
-            loss = model(corpus[videos[rank::size]].to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if rank == 0:
-                print(f"step {step}  loss {loss.item():.6f}", flush=True)
-                if options.checkpoint is not None and (step + 1) % options.save_every == 0:
-                    _save(options.checkpoint, model, optimizer, step + 1)
+        _train(options, device, on_step)
         dist.barrier()  # a process that leaves early may take the connections of others with it
     finally:
+        gc.collect()  # DDP, which holds the group: gloo's threads may not outlive the interpreter
         dist.destroy_process_group()
+
+
+def _train(
+    options: argparse.Namespace, device: torch.device, on_step: Callable[[int], object]
+) -> None:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    corpus = make_corpus(options.videos, "train", seed=1)
+    torch.manual_seed(0)  # the same weights everywhere
+    model = DistributedDataParallel(Model().to(device))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    begin = _load(options.checkpoint, model, optimizer, device)
+    for step in range(begin, options.steps):
+        on_step(step)
+        # Every process draws the whole batch, and takes every size-th video of it.
+        drawn = torch.Generator().manual_seed(step)
+        videos = torch.randint(len(corpus), (options.batch_videos,), generator=drawn)
+        loss = model(corpus[videos[rank::size]].to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if rank == 0:
+            print(f"step {step}  loss {loss.item():.6f}", flush=True)
+            if options.checkpoint is not None and (step + 1) % options.save_every == 0:
+                _save(options.checkpoint, model, optimizer, step + 1)
 
 
 def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:

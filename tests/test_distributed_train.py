@@ -27,7 +27,7 @@ def torchrun(
     return subprocess.run(
         [*command, "-m", module, *SIZES, *arguments],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         capture_output=True,
         text=True,
         timeout=240,
@@ -38,13 +38,6 @@ def losses(run: subprocess.CompletedProcess[str]) -> dict[int, float]:
     assert run.returncode == 0, run.stderr
     found = re.findall(r"^step (\d+)  loss ([\d.]+)$", run.stdout, flags=re.MULTILINE)
     return {int(step): float(loss) for step, loss in found}
-
-
-# Of six restarts one did not end within 100 seconds and one failed, for reasons not found yet.
-kills_a_rank = pytest.mark.skipif(
-    "NORTON_KILL_RANKS" not in os.environ,
-    reason="a run whose rank is killed may hang; NORTON_KILL_RANKS=1 runs it",
-)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +53,6 @@ def test_the_loss_is_that_of_one_process(of_two: dict[int, float]) -> None:
 
 
 @pytest.mark.slow
-@kills_a_rank
 def test_a_rank_that_dies_stops_the_others(tmp_path: Path) -> None:
     run = torchrun(2, "tests.dying_rank")
     assert run.returncode != 0
@@ -69,7 +61,6 @@ def test_a_rank_that_dies_stops_the_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@kills_a_rank
 def test_a_restart_goes_on_from_the_checkpoint(tmp_path: Path, of_two: dict[int, float]) -> None:
     saved = str(tmp_path / "checkpoint.pt")
     run = torchrun(2, "tests.dying_rank", "--checkpoint", saved, restarts=1)
