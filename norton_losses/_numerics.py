@@ -6,7 +6,7 @@ Absent entries are handled by mask, never by large constants, so that -inf never
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, overload
 
 import torch
@@ -17,10 +17,15 @@ from torch.nn.functional import pad
 class _UpCast(torch.autograd.Function):
     """Half precision to float32; the gradient saturates at the half dtype's largest number."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.dtype = tensor.dtype
+    def forward(tensor: Tensor, dtype: torch.dtype) -> Tensor:
         return tensor.to(dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.dtype = inputs[0].dtype
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
@@ -90,6 +95,8 @@ def up_cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def full_precision(like: Tensor) -> AbstractContextManager[Any]:
     """Switch autocast off: inside it, matrix products would be rounded to 8 or 11 bits."""
+    if like.is_meta:  # which has no autocast
+        return nullcontext()
     return torch.autocast(like.device.type, enabled=False)
 
 

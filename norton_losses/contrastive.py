@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from norton_losses._checks import check_floating, check_mask, check_number, check_shape
 from norton_losses._numerics import masked_log_softmax, up_cast, working_dtype
-from norton_losses._scalar import ScalarState
+from norton_losses._scalar import ScalarState, scalar, shown
 from norton_losses.distributed import ONE_PROCESS, Shard
 
 COLDEST, HOTTEST = 0.01, 1.0  # the temperatures allowed
@@ -182,11 +182,16 @@ class ClampWithReturn(torch.autograd.Function):
     With a plain clamp, a parameter that one large step carried out of bounds would never return.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, value: Tensor, lo: float, hi: float) -> Tensor:
-        ctx.save_for_backward(value)
-        ctx.bounds = lo, hi
+    def forward(value: Tensor, lo: float, hi: float) -> Tensor:
         return value.clamp(lo, hi)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        value, *ctx.bounds = inputs
+        ctx.save_for_backward(value)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
@@ -224,11 +229,15 @@ class Temperature(ScalarState):
     def __init__(self, value: float = 0.07, *, learnable: bool = True) -> None:
         super().__init__()
         check_temperature(value)
-        log_scale = torch.full((1,), -math.log(value))
+        self.value = float(value)
+        log_scale = scalar(-math.log(value))
         if learnable:
             self.log_scale = nn.Parameter(log_scale)
         else:
             self.register_buffer("log_scale", log_scale)
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.log_scale, -math.log(self.value))
 
     def forward(self) -> Tensor:
         log_scale = up_cast(self.log_scale, working_dtype(self.log_scale)).reshape(())
@@ -236,4 +245,4 @@ class Temperature(ScalarState):
         return (-ClampWithReturn.apply(log_scale, *bounds)).exp()  # pyright: ignore
 
     def extra_repr(self) -> str:
-        return f"log_scale={self.log_scale.item():.4f}, learnable={self.log_scale.requires_grad}"
+        return f"log_scale={shown(self.log_scale)}, learnable={self.log_scale.requires_grad}"

@@ -15,7 +15,6 @@ from typing import Any, Literal, TypeAlias, final
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from norton_losses._numerics import padded_to
 
@@ -259,12 +258,24 @@ class _Gather(torch.autograd.Function):
         return shard._gathered(values.to(wire)).to(values.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        grad = grad_outputs[0].contiguous()
-        own = grad.new_empty(len(grad) // ctx.shard.size, *grad.shape[1:])
-        _reduce_scatter(own, grad, group=ctx.shard.group)
-        return own, None, None
+        return _Scatter.apply(grad_outputs[0], ctx.shard), None, None  # pyright: ignore
+
+
+class _Scatter(torch.autograd.Function):
+    """Sums over processes, of which each keeps its own part."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, shard: Shard) -> Tensor:
+        ctx.shard = shard
+        own = values.new_empty(len(values) // shard.size, *values.shape[1:])
+        _reduce_scatter(own, values.contiguous(), group=shard.group)
+        return own
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        grad = grad_outputs[0]
+        return _Gather.apply(grad, ctx.shard, grad.dtype), None  # pyright: ignore
 
 
 class _Sum(torch.autograd.Function):
@@ -274,9 +285,8 @@ class _Sum(torch.autograd.Function):
         return shard._reduced(values)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        return ctx.shard._reduced(grad_outputs[0]), None
+        return ctx.shard.sum(grad_outputs[0]), None
 
 
 class _Largest(torch.autograd.Function):
@@ -288,12 +298,11 @@ class _Largest(torch.autograd.Function):
         return largest
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         values, largest = ctx.saved_tensors
         hits = values == largest
         both = torch.stack([grad_outputs[0], hits.sum().to(grad_outputs[0].dtype)])
-        grad, count = ctx.shard._reduced(both)
+        grad, count = ctx.shard.sum(both)
         return hits * (grad / count), None
 
 
@@ -304,6 +313,5 @@ class _Replicated(torch.autograd.Function):
         return values.view_as(values)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        return ctx.shard._reduced(grad_outputs[0]) / ctx.shard.size, None
+        return ctx.shard.sum(grad_outputs[0]) / ctx.shard.size, None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_losses._checks import check_fraction, check_similarity
-from norton_losses._scalar import ScalarState
+from norton_losses._scalar import ScalarState, scalar, shown
 from norton_losses._typing import Range
 from norton_losses.distributed import ONE_PROCESS
 from norton_losses.similarity_block import SimilarityBlock
@@ -62,7 +62,11 @@ class PromptBucket(ScalarState):
             check_similarity("value", value)
         self.ratio = ratio
         self.value = value
-        self.offset = nn.Parameter(torch.zeros(1)) if learnable else None
+        self.offset = nn.Parameter(scalar(0.0)) if learnable else None
+
+    def reset_parameters(self) -> None:
+        if self.offset is not None:
+            nn.init.zeros_(self.offset)
 
     def forward(self, block: SimilarityBlock, epsilon: float) -> TransportProblem:
         """The transport problem (Bv, Bt, N+1, M+1) of a block, rows are clips.
@@ -89,7 +93,7 @@ class PromptBucket(ScalarState):
 
     def extra_repr(self) -> str:
         start = f"ratio={self.ratio}" if self.value is None else f"value={self.value}"
-        return start if self.offset is None else f"{start}, offset={self.offset.item():.4f}"
+        return start if self.offset is None else f"{start}, offset={shown(self.offset)}"
 
 
 def bucket_threshold(

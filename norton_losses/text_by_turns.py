@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from norton_losses._numerics import full_precision
 from norton_losses._random import RandomState
@@ -44,8 +43,7 @@ def scores_by_turns(
     """
     parameters = [p for p in parameters if p.requires_grad]
     turns = _Turns(score, video, text, shard, wire, parameters)
-    sides = video.tokens, video.embeddings, text.tokens, text.embeddings
-    return _ByTurns.apply(turns, *sides, *parameters)  # pyright: ignore
+    return _ByTurns.apply(turns, *turns.tensors)  # pyright: ignore
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +54,12 @@ class _Turns:
     shard: Shard
     wire: torch.dtype
     parameters: list[nn.Parameter]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What the scores depend on."""
+        video, text = self.video, self.text
+        return [video.tokens, video.embeddings, text.tokens, text.embeddings, *self.parameters]
 
     def text_of(self, rank: int) -> Segments:
         """The text of a process, detached."""
@@ -77,35 +81,55 @@ class _ByTurns(torch.autograd.Function):
         return torch.cat(scores, dim=1)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:  # pyright: ignore
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
         turns: _Turns = ctx.turns
+        text_wanted = any(ctx.needs_input_grad[3:5])
+        given = turns, ctx.states, text_wanted, grad_outputs[0], *turns.tensors
+        return None, *_Gradients.apply(*given)  # pyright: ignore
+
+
+class _Gradients(torch.autograd.Function):
+    """Those of all that the scores depend on; a function of its own, since it has none itself."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        turns: _Turns,
+        states: list[RandomState],
+        text_wanted: bool,
+        gradient: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Any, ...]:
         shard = turns.shard
-        of_video = [
-            tensor.detach().requires_grad_()
-            for tensor in (turns.video.tokens, turns.video.embeddings)
-        ]
+        of_video = [tensor.detach().requires_grad_() for tensor in tensors[:2]]
         video = turns.video.with_tokens(*of_video)
         sums = [torch.zeros_like(leaf) for leaf in (*of_video, *turns.parameters)]
         of_text: Any = [None, None]
         now = RandomState()
-        for rank, gradient in enumerate(grad_outputs[0].chunk(shard.size, dim=1)):
+        for rank, part in enumerate(gradient.chunk(shard.size, dim=1)):
             sent = turns.text_of(rank)
             of_sent = [sent.tokens.requires_grad_(), sent.embeddings.requires_grad_()]
             text = Segments(of_sent[0], sent.token_mask, embeddings=of_sent[1])
-            ctx.states[rank].restore()
+            states[rank].restore()
             with torch.enable_grad(), full_precision(text.tokens):  # of the caller's autocast
                 scores = turns.score(video, text)
             leaves = [*of_video, *turns.parameters, *of_sent]
-            found: Any = torch.autograd.grad(scores, leaves, gradient, allow_unused=True)
+            found: Any = torch.autograd.grad(scores, leaves, part, allow_unused=True)
             *kept, tokens, embeddings = (
                 torch.zeros_like(leaf) if g is None else g
                 for g, leaf in zip(found, leaves, strict=True)
             )
-            sums = [total + part for total, part in zip(sums, kept, strict=True)]
-            if any(ctx.needs_input_grad[3:5]):
+            sums = [total + more for total, more in zip(sums, kept, strict=True)]
+            if text_wanted:
                 # In the end each process has the sums of its own text.
-                returned = [shard.reduced_to(rank, part) for part in (tokens, embeddings)]
+                returned = [shard.reduced_to(rank, g) for g in (tokens, embeddings)]
                 of_text = returned if rank == shard.rank else of_text
         now.restore()
-        return (None, *sums[:2], *of_text, *sums[2:])
+        return (*sums[:2], *of_text, *sums[2:])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> None:
+        raise RuntimeError(
+            'gather="chunked" has a first derivative only, and the gradient of its gradient was '
+            'asked for; take gather="all"'
+        )

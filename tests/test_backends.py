@@ -271,6 +271,20 @@ class TestPlanGradient:
 
         assert torch.autograd.gradcheck(read, mu)
 
+    @pytest.mark.parametrize("kind", ["implicit", "unrolled"])
+    @pytest.mark.parametrize("reading", READINGS)
+    def test_second_derivatives(self, kind, reading: str) -> None:
+        problem = random_problem(2, epsilon=0.6, zero_rows=1, zero_columns=1)
+        log_mu, log_nu = problem.log_mu.clone(), problem.log_nu.clone()
+        log_mu[1], log_nu[1] = -torch.inf, -torch.inf
+        scores = problem.scores.clone().requires_grad_()
+
+        def read(scores: Tensor) -> Tensor:
+            moved = TransportProblem(scores, log_mu, log_nu, problem.epsilon)
+            return READINGS[reading](TorchSinkhorn(60, plan_gradient=kind).solve(moved))
+
+        assert torch.autograd.gradgradcheck(read, scores, atol=1e-6)
+
     def test_unrolled_is_right_before_convergence_and_implicit_is_not(self) -> None:
         problem = random_problem(epsilon=0.05)
         weights = torch.randn(5, 7, dtype=torch.float64)

@@ -561,19 +561,34 @@ def test_random_numbers_come_again_by_turns(pool: ProcessPool) -> None:
     torch.testing.assert_close(total, found[0][1], rtol=1e-4, atol=1e-6)
 
 
-def _twice_differentiated(group: Any, sides: tuple[Side, Side]) -> Tensor:
+def _twice_differentiated(
+    group: Any, sides: list[tuple[Side, Side]], gather: str = "all"
+) -> list[Tensor]:
+    """Gradients of the squared gradient; of one process with all sides, or a process with one."""
     similarity = SoftMaximumSimilarity(implementation="reference")
-    loss = NortonVideoParagraphLoss(similarity, process_group=group).double()
-    leaf = sides[0][0].requires_grad_()
-    value = loss(Segments(leaf, sides[0][1]), Segments(*sides[1]))
-    (gradient,) = torch.autograd.grad(value, leaf, create_graph=True)
-    gradient.sum().backward()
-    return leaf.grad if leaf.grad is not None else torch.empty(0)
+    videos = NortonVideoParagraphLoss(similarity, learnable_temperature=True, scale_by_length=True)
+    loss = NortonLoss(videos, process_group=group, gather=gather).double()
+    tokens, masks = ([torch.cat([s[k][i] for s in sides]) for k in (0, 1)] for i in (0, 1))
+    leaves = [side.requires_grad_() for side in tokens]
+    value = loss(*(Segments(*side) for side in zip(leaves, masks, strict=True)))
+    gradients = torch.autograd.grad(value, leaves, create_graph=True)
+    size = 1 if group is None else torch.distributed.get_world_size(group)
+    squared = sum((g / size).square().sum() for g in gradients)
+    return list(torch.autograd.grad(squared, leaves))
 
 
-def test_there_is_no_second_derivative(pool: ProcessPool) -> None:
-    for error in pool.run(_twice_differentiated, [(s,) for s in draw(EVEN)]):
+def test_second_derivatives_are_those_of_one_process(pool: ProcessPool) -> None:
+    sides = draw([(2, 3, 3, 4, 5)] * 2)
+    alone = _twice_differentiated(None, sides)
+    found = pool.run(_twice_differentiated, [([side],) for side in sides])
+    for whole, *parts in zip(alone, *found, strict=True):
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-9, atol=1e-12)
+
+
+def test_by_turns_there_is_no_second_derivative(pool: ProcessPool) -> None:
+    for error in pool.run(_twice_differentiated, [([s], "chunked") for s in draw(EVEN)]):
         assert isinstance(error, RuntimeError)
+        assert "first derivative only" in str(error)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler

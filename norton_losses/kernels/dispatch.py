@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class ReferenceSoftMaximum(AbstractSoftMaximum):
 
 @dataclass(frozen=True)
 class AbstractFused(AbstractSoftMaximum):
-    """Base of what never holds all products: first derivatives only, no ``torch.func.grad``.
+    """Base of what never holds all products: first derivatives only.
 
     Args:
         operand_dtype: ``torch.bfloat16`` or ``torch.float16``: tokens are rounded to it for matrix
@@ -86,7 +86,9 @@ class AbstractFused(AbstractSoftMaximum):
         tokens = (side.tokens.flatten(0, 1) for side in (video, text))
         masks = (side.token_mask.flatten(0, 1) for side in (video, text))
         how = implementation, self.operand_dtype, most_kept
-        by_frame, by_word, _ = fused.soft_maximum(*tokens, *masks, alpha, mean, *how)
+        traced = torch.compiler.is_compiling() or video.tokens.is_meta
+        operator: Any = fused.soft_maximum if traced else fused.SoftMaximum.apply  # pyright: ignore
+        by_frame, by_word, _ = operator(*tokens, *masks, alpha, mean, *how)
         shape = *video.mask.shape, *text.mask.shape
         return by_frame.view(shape).transpose(1, 2), by_word.view(shape).transpose(1, 2)
 

@@ -8,6 +8,7 @@ No postponed annotations here: torch before 2.6 reads the operators' schemas fro
 """
 
 import math
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -21,8 +22,7 @@ KEPT_BYTES = 256 << 20
 """What ``save_scores="auto"`` may keep for the backward pass."""
 
 
-@torch.library.custom_op("norton_losses::soft_maximum", mutates_args=())
-def soft_maximum(
+def forward(
     clips: Tensor,
     captions: Tensor,
     frame_mask: Tensor,
@@ -46,6 +46,9 @@ def soft_maximum(
     return *chunked.forward(operands, mean, kept), kept
 
 
+soft_maximum = torch.library.custom_op("norton_losses::soft_maximum", forward, mutates_args=())
+
+
 @soft_maximum.register_fake
 def _(clips: Tensor, captions: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
     shape = clips.shape[0], captions.shape[0]
@@ -56,8 +59,7 @@ def _(clips: Tensor, captions: Tensor, *options: Any) -> tuple[Tensor, Tensor, T
     )
 
 
-@torch.library.custom_op("norton_losses::soft_maximum_backward", mutates_args=())
-def soft_maximum_backward(
+def backward(
     by_frame: Tensor,
     by_word: Tensor,
     clips: Tensor,
@@ -89,6 +91,11 @@ def soft_maximum_backward(
     return gradients
 
 
+soft_maximum_backward = torch.library.custom_op(
+    "norton_losses::soft_maximum_backward", backward, mutates_args=()
+)
+
+
 @soft_maximum_backward.register_fake
 def _(
     by_frame: Tensor, by_word: Tensor, clips: Tensor, captions: Tensor, *options: Any
@@ -108,13 +115,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _differentiate(
-    ctx: Any, by_frame: Tensor | None, by_word: Tensor | None, _kept: None
+    operator: Any, ctx: Any, by_frame: Tensor | None, by_word: Tensor | None, _kept: None
 ) -> tuple[Tensor | None, ...]:
     clips, captions, *rest = ctx.saved_tensors
     nothing = clips.new_zeros(clips.shape[0], captions.shape[0])
     wanted = ctx.needs_input_grad[:2]
     with full_precision(clips):  # a backward pass may be called inside autocast
-        gradients = soft_maximum_backward(
+        gradients = operator(
             nothing if by_frame is None else by_frame,
             nothing if by_word is None else by_word,
             clips,
@@ -135,8 +142,28 @@ def _refuse_second_derivative(ctx: Any, *_: Tensor) -> None:
     )
 
 
-soft_maximum.register_autograd(_differentiate, setup_context=_save)
+soft_maximum.register_autograd(partial(_differentiate, soft_maximum_backward), setup_context=_save)
 soft_maximum_backward.register_autograd(_refuse_second_derivative)
+
+
+class _Gradients(torch.autograd.Function):
+    forward = staticmethod(backward)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None: ...
+
+    backward = staticmethod(_refuse_second_derivative)
+
+
+class SoftMaximum(torch.autograd.Function):
+    """The operator in eager mode: torch.func.grad refuses what register_autograd makes.
+
+    Nor does it import the compiler, as an operator does at its first call.
+    """
+
+    forward = staticmethod(forward)
+    setup_context = staticmethod(_save)
+    backward = staticmethod(partial(_differentiate, _Gradients.apply))  # pyright: ignore
 
 
 def _empty_scores(clips: Tensor, captions: Tensor, most_kept: int) -> Tensor:

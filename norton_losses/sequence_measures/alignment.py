@@ -102,13 +102,14 @@ class _ByTiles(torch.autograd.Function):
     """Scores tile by tile; so is their gradient, from costs computed again."""
 
     @staticmethod
-    def forward(
-        ctx: Any, similarity: Tensor, clips: Tensor, captions: Tensor, tiles: _Tiles
-    ) -> Tensor:
-        # Masks are saved too, though the tiles hold them: autograd then refuses in-place changes.
-        ctx.save_for_backward(similarity, clips, captions)
-        ctx.tiles = tiles
+    def forward(similarity: Tensor, clips: Tensor, captions: Tensor, tiles: _Tiles) -> Tensor:
         return tiles.scores(similarity)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.tiles = inputs
+        # Masks are saved too, though the tiles hold them: autograd then refuses in-place changes.
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:

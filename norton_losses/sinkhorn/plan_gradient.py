@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from norton_losses.sinkhorn.plan import TransportPlan
 
@@ -37,9 +36,10 @@ def implicit_plan(plan: TransportPlan) -> TransportPlan:
 
 
 class _Implicit(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any,
         scores: Tensor,
         log_mu: Tensor,
         log_nu: Tensor,
@@ -47,12 +47,15 @@ class _Implicit(torch.autograd.Function):
         log_u: Tensor,
         log_v: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(scores, log_mu, log_nu, log_u, log_v)
-        ctx.epsilon = epsilon
         return log_u.clone(), log_v.clone()
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        scores, log_mu, log_nu, ctx.epsilon, *_ = inputs
+        # The scalings that are given out, which carry the gradient that a second derivative needs.
+        ctx.save_for_backward(scores, log_mu, log_nu, *output)
+
+    @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, ...]:
@@ -77,10 +80,9 @@ def _solve(plan: Tensor, right_u: Tensor, right_v: Tensor) -> tuple[Tensor, Tens
     unlike a general solve, needs no look at its outcome by the host.
     """
     row_sums, column_sums = plan.sum(-1), plan.sum(-2)
-    row_inverse, column_root = _inverse(row_sums), _inverse(column_sums).sqrt()
-    scaled = row_inverse.sqrt()[..., :, None] * plan * column_root[..., None, :]  # B
-    null = column_sums.sqrt()
-    null = null * _inverse(null.square().sum(-1, keepdim=True)).sqrt()
+    row_inverse, column_root = _power(row_sums, -1), _power(column_sums, -0.5)
+    scaled = _power(row_sums, -0.5)[..., :, None] * plan * column_root[..., None, :]  # B
+    null = _power(column_sums, 0.5) * _power(column_sums.sum(-1, keepdim=True), -0.5)
     identity = torch.eye(plan.shape[-1], dtype=plan.dtype, device=plan.device)
     matrix = (1 + _RIDGE) * identity - scaled.mT @ scaled + null[..., :, None] * null[..., None, :]
     factor = cast(Tensor, torch.linalg.cholesky_ex(matrix)[0])  # pyright: ignore
@@ -93,6 +95,7 @@ def _product(matrix: Tensor, vector: Tensor) -> Tensor:
     return (matrix @ vector[..., None])[..., 0]
 
 
-def _inverse(positive: Tensor) -> Tensor:
-    """1 / x, and 0 where x is 0: at absent rows and columns."""
-    return torch.where(positive > 0, 1 / positive.masked_fill(positive == 0, 1), 0)
+def _power(sums: Tensor, exponent: float) -> Tensor:
+    """A power of positive numbers, and 0 where they are 0: at absent rows and columns."""
+    zero = sums == 0
+    return sums.masked_fill(zero, 1).pow(exponent).masked_fill(zero, 0)
