@@ -62,6 +62,8 @@ def _train(
     options: argparse.Namespace, device: torch.device, on_step: Callable[[int], object]
 ) -> None:
     rank, size = dist.get_rank(), dist.get_world_size()
+    if options.batch_videos < size:
+        raise SystemExit(f"--batch-videos must be {size} at least, one for each process")
     corpus = make_corpus(options.videos, "train", seed=1)
     torch.manual_seed(0)  # the same weights everywhere
     model = DistributedDataParallel(Model().to(device))
@@ -106,7 +108,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--videos", type=int, default=2000, help="of the training corpus")
     parser.add_argument("--batch-videos", type=int, default=16, help="of all processes together")
-    parser.add_argument("--checkpoint", type=Path, help="file to write, and to go on from")
+    parser.add_argument("--checkpoint", type=Path, help="file to go on from, seen by all hosts")
     parser.add_argument("--save-every", type=int, default=10, help="steps")
     return parser.parse_args(arguments)
 

@@ -18,6 +18,7 @@ from norton_losses.gradient_cache import cached_step
 from norton_losses.norton import NortonLoss
 from norton_losses.outputs import ClipCaptionOutput, NortonOutput, VideoParagraphOutput
 from norton_losses.prompt_bucket import PromptBucket
+from norton_losses.scalar_state import parameter_groups
 from norton_losses.segments import Segments
 from norton_losses.sequence_measures import (
     AbstractAlignment,
@@ -86,5 +87,6 @@ __all__ = [
     "VideoParagraphOutput",
     "cached_step",
     "functional",
+    "parameter_groups",
     "sinkhorn",
 ]

@@ -111,9 +111,13 @@ def check_not_negative(name: str, value: float) -> None:
 
 def check_number(name: str, value: object) -> None:
     # A tensor acts as a number, and a parameter passed here would silently never be trained.
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if not _is_number(value):
         raise TypeError(f"{name} must be a plain number, got {value!r}; if it is a tensor, call "
                         ".item()")  # fmt: skip
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)  # pyright: ignore
 
 
 def check_similarity(name: str, value: float) -> None:
@@ -125,11 +129,19 @@ def check_similarity(name: str, value: float) -> None:
 def check_range(name: str, value: Any) -> None:
     """Two finite numbers (lo, hi) with lo <= hi."""
     pair = isinstance(value, (tuple, list)) and len(cast(Sequence[Any], value)) == 2
-    if not pair or not -math.inf < value[0] <= value[1] < math.inf:
+    numbers = pair and all(_is_number(bound) for bound in cast(Sequence[Any], value))
+    if not numbers or not -math.inf < value[0] <= value[1] < math.inf:
         raise ValueError(
-            f"{name} must be finite numbers (lo, hi) with lo <= hi, got {value}; "
+            f"{name} must be finite numbers (lo, hi) with lo <= hi, got {value!r}; "
             "leave it out if nothing is known"
         )
+
+
+def check_open_range(name: str, value: Any) -> None:
+    """Two finite numbers (lo, hi) with lo < hi."""
+    check_range(name, value)
+    if value[0] == value[1]:
+        raise ValueError(f"{name} must be (lo, hi) with lo < hi, got {value}")
 
 
 def check_count(name: str, value: int | None, *, minimum: int = 1, optional: bool = False) -> None:

@@ -35,8 +35,6 @@ from norton_losses.sinkhorn import (
     resolve,
 )
 
-_FLOAT32_RANGE = 1e5  # of logits over epsilon
-
 
 @final
 class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
@@ -198,16 +196,10 @@ class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
         return ClipCaptionOutput(loss, None, None, plan, pairs)
 
     def _plan(self, problem: AbstractProblem, bound: float | None) -> TransportPlan | None:
-        """The transport of logits; in float64 unless they are known to be small.
-
-        Logits that span 1e5 epsilons leave float32 no digit to tell them apart, and reading how far
-        they do span would make the host wait for the GPU.
-        """
+        """The transport of logits; reading their range would make the host wait for the GPU."""
         if self.beta == 0:
             return None
-        if bound is None or 2 * bound / self.epsilon > _FLOAT32_RANGE:
-            problem = problem.to(torch.float64)
-        return self.sinkhorn.solve(problem)
+        return self.sinkhorn.solve(problem.precise(None if bound is None else 2 * bound))
 
     def extra_repr(self) -> str:
         return (

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from norton_losses._checks import check_floating, check_mask, check_number, check_shape
 from norton_losses._numerics import masked_log_softmax, up_cast, working_dtype
-from norton_losses._scalar import ScalarState, scalar, shown
 from norton_losses.distributed import ONE_PROCESS, Shard
+from norton_losses.scalar_state import ScalarState
 
 COLDEST, HOTTEST = 0.01, 1.0  # the temperatures allowed
 
@@ -229,15 +229,7 @@ class Temperature(ScalarState):
     def __init__(self, value: float = 0.07, *, learnable: bool = True) -> None:
         super().__init__()
         check_temperature(value)
-        self.value = float(value)
-        log_scale = scalar(-math.log(value))
-        if learnable:
-            self.log_scale = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_scale", log_scale)
-
-    def reset_parameters(self) -> None:
-        nn.init.constant_(self.log_scale, -math.log(self.value))
+        self.hold("log_scale", -math.log(value), learnable=learnable)
 
     def forward(self) -> Tensor:
         log_scale = up_cast(self.log_scale, working_dtype(self.log_scale)).reshape(())
@@ -245,4 +237,4 @@ class Temperature(ScalarState):
         return (-ClampWithReturn.apply(log_scale, *bounds)).exp()  # pyright: ignore
 
     def extra_repr(self) -> str:
-        return f"log_scale={shown(self.log_scale)}, learnable={self.log_scale.requires_grad}"
+        return f"log_scale={self.shown()}, learnable={self.log_scale.requires_grad}"

@@ -39,7 +39,7 @@ def pad_rows(rows: Tensor, mask: Tensor) -> Tensor:
 def mask_of_counts(counts: int | Tensor | Sequence[int], total: int) -> Tensor | None:
     """Which of (B, N) places hold a segment; None for a single count, which fills all."""
     try:
-        found = torch.as_tensor(counts).detach().cpu()
+        found = torch.as_tensor(counts, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError):
         found = None
     if found is None or not is_integer(found):
@@ -61,7 +61,7 @@ def mask_of_counts(counts: int | Tensor | Sequence[int], total: int) -> Tensor |
             f"got {found.numpy()} of sum {int(found.sum())}; of offsets take .diff(), of the "
             "sequence of each segment .bincount()"
         )
-    return torch.arange(int(found.max())) < found[:, None]
+    return torch.arange(int(found.max()), device="cpu") < found[:, None]
 
 
 def flatten_list(name: str, sequences: Sequence[Array | Sequence[Array]]) -> FlatSegments:
@@ -107,10 +107,11 @@ def flatten_list(name: str, sequences: Sequence[Array | Sequence[Array]]) -> Fla
             rows.append(part)
     if not any(lengths):
         raise ValueError(f"{name} must hold one segment at least, got none")
-    together, of_sequences = torch.cat(rows), torch.tensor(counts)
+    together, of_sequences = torch.cat(rows), torch.tensor(counts, device="cpu")
     if single:
         return FlatSegments(together, of_sequences, None)
-    token_mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    place = torch.arange(max(lengths), device="cpu")
+    token_mask = place < torch.tensor(lengths, device="cpu")[:, None]
     token_mask = token_mask.to(together.device)
     return FlatSegments(pad_rows(together, token_mask), of_sequences, token_mask)
 
@@ -135,4 +136,6 @@ def as_tensor(array: Array) -> Tensor:
     """A tensor that shares the array's memory, or copies it where torch cannot share it."""
     if isinstance(array, Tensor):
         return array
-    return torch.as_tensor(np.require(array, requirements=["C", "W"]))
+    # Torch has neither another byte order nor long doubles.
+    dtype = np.float64 if array.dtype == np.longdouble else array.dtype.newbyteorder("=")  # pyright: ignore
+    return torch.as_tensor(np.require(array, cast(Any, dtype), ["C", "W"]), device="cpu")

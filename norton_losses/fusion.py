@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from norton_losses._checks import (
     check_choice,
     check_floating,
+    check_mask,
     check_not_negative,
-    check_range,
+    check_open_range,
     check_shape,
 )
-from norton_losses._numerics import full_precision, unit
+from norton_losses._numerics import full_precision, unit, up_cast, working_dtype
 from norton_losses._typing import Range, Rescale
 from norton_losses.distributed import ONE_PROCESS, Shard
 from norton_losses.segments import Segments, read_pair
@@ -41,8 +42,13 @@ def minmax(
         shard: the processes whose extremes count as well.
 
     Returns:
-        Same shape. Zeros where the range is below 16 units in the last place: what is left of a
-        constant matrix is rounding, and stretching it to [0, 1] would invent structure.
+        Same shape, float32 or wider. Zeros where the range is below 16 units in the last place:
+        what is left of a constant matrix is rounding, and stretching it to [0, 1] would invent
+        structure.
+
+    Raises:
+        ValueError: a mask of another shape, a range that is empty or not finite.
+        TypeError: values that are not floating, a mask that is not bool.
 
     Source: the released implementation; not in the paper.
 
@@ -52,6 +58,11 @@ def minmax(
         >>> minmax(torch.tensor([2.0, 4.0, 3.0]), torch.tensor([True, True, True]))
         tensor([0.0000, 1.0000, 0.5000])
     """
+    check_floating("values", values, "(...)")
+    check_mask("mask", mask, values.shape, values)
+    if known_range is not None:
+        check_open_range("known_range", known_range)
+    values = up_cast(values, working_dtype(values))
     if known_range is None:
         lo = shard.amin(values.masked_fill(~mask, torch.inf))
         hi = shard.amax(values.masked_fill(~mask, -torch.inf))
@@ -209,11 +220,7 @@ class AbstractTokenSimilarity(AbstractSimilarity):
         if not self.needs_range:
             super().check_range(similarity_range)
         elif similarity_range is not None:
-            check_range("similarity_range", similarity_range)
-            if similarity_range[0] == similarity_range[1]:
-                raise ValueError(
-                    f"similarity_range must be (lo, hi) with lo < hi, got {similarity_range}"
-                )
+            check_open_range("similarity_range", similarity_range)
 
     def extra_repr(self) -> str:
         return f"pooled_weight={self.pooled_weight}, rescale={self.rescale!r}"

@@ -49,13 +49,15 @@ def gather_text(
         "width of embeddings": embeddings.shape[-1],
         "dtype of text": _DTYPES.index(wire),
         "working precision": _DTYPES.index(tokens.dtype),
-        "number of temperatures": len(alike),
+        "number of single numbers": len(alike),
+        "number of single numbers that are trained": sum(value.requires_grad for value in alike),
         "presence of group_ids": has_group_ids,
     }
     trained = [torch.is_grad_enabled() and _differentiable(side) for side in (text, video)]
     sizes = *tokens.shape[:3], video.tokens.shape[2], *trained
     first = len(sizes) + len(same)
-    numbers = [*sizes, *same.values(), *(float(value.detach()) for value in alike)][: NUMBERS - 1]
+    numbers = [*sizes, *same.values(), *(float(value.detach()) for value in alike)]
+    numbers = numbers[: NUMBERS - 1]  # the last of very many are not compared
     world = shard.tell(numbers)[:, : len(numbers)]
     for name, values in zip(same, world.T[len(sizes) :].long().tolist(), strict=False):
         if len(set(values)) > 1:
@@ -69,7 +71,7 @@ def gather_text(
             f"got {held_alike.tolist()}; load one checkpoint on all of them, and hand "
             "loss.parameters() to the same optimiser"
         )
-    sequences, segments, words, frames, *some_trained = world.amax(0).long().tolist()[:6]
+    sequences, segments, words, frames, *some_trained = world.amax(0).long().tolist()[: len(sizes)]
     shard = replace(shard, layout=(sequences, segments, words))
     if torch.is_grad_enabled():
         # The backward pass of the others waits for this process, whatever it trains itself.
@@ -86,8 +88,8 @@ def gather_text(
         embeddings=place(embeddings, 2) if given else None,
     )
     if frames > video.tokens.shape[2]:
-        sizes = *video.mask.shape, frames
-        padded = padded_to(video.tokens, sizes), padded_to(video.token_mask, sizes)
+        shape = *video.mask.shape, frames
+        padded = padded_to(video.tokens, shape), padded_to(video.token_mask, shape)
         video = Segments(*padded, embeddings=video.embeddings)
     return video, text, shard
 

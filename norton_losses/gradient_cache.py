@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from norton_losses._numerics import padded_to
 from norton_losses._random import RandomState
+from norton_losses.distributed import Shard
 from norton_losses.segments import Segments, as_segments, or_absent
 
 Sides: TypeAlias = "tuple[Segments | Tensor, Segments | Tensor]"
@@ -47,7 +48,8 @@ def cached_step(
             its gradients are then reduced once, in the end. The loss stays outside of it; with a
             ``process_group``, its temperatures get the same gradient on all processes. FSDP2 sees
             plain tensors alone: let the module return tokens, and make Segments in ``encode``.
-            All processes must have as many batches, of which some may be empty.
+            All processes must have as many batches, of which some may be empty; and where a batch
+            has no gradient, such as that of a frozen tower, it must have none on all of them.
         **options: other arguments of the loss, such as ``group_ids`` of all sequences.
 
     Returns:
@@ -55,6 +57,7 @@ def cached_step(
 
     Raises:
         ValueError: no batch, or batches whose tokens differ in width or in having embeddings.
+        RuntimeError: another process has failed.
 
     Source: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup,
     2021.
@@ -70,8 +73,10 @@ def cached_step(
         >>> layer.weight.grad.shape
         torch.Size([8, 16])
     """
-    if not len(batches):
-        raise ValueError("batches must hold one batch at least, got none; skip the step")
+    shard = Shard.of(getattr(loss, "process_group", None))
+    with shard.failing_together():
+        if not len(batches):
+            raise ValueError("batches must hold one batch at least, got none; skip the step")
     states: list[RandomState] = []
     encoded: list[tuple[Segments, Segments]] = []
     with torch.no_grad():
@@ -81,7 +86,8 @@ def cached_step(
     # Autocast keeps weights that it has cast, and those cast without a graph would have none.
     torch.clear_autocast_cache()
     after = RandomState()
-    video, text = (_joined([sides[place] for sides in encoded]) for place in (0, 1))
+    with shard.failing_together():
+        video, text = (_joined([sides[place] for sides in encoded]) for place in (0, 1))
     del encoded
     value = loss(video.segments, text.segments, **options)
     value.backward()
@@ -150,7 +156,8 @@ def _joined(sides: Sequence[Segments]) -> _Joined:
     n, t = (max(shape[d] for shape in shapes) for d in (1, 2))
 
     def together(tensors: list[Tensor], leading: int) -> Tensor:
-        return torch.cat([padded_to(x, (len(x), n, t)[:leading]) for x in tensors])
+        parts = [padded_to(x, (len(x), n, t)[:leading]) for x in tensors]
+        return torch.cat(parts).detach()  # an encoder may give what it made before
 
     tokens = together([side.tokens for side in sides], 3).requires_grad_()
     token_mask = together([side.token_mask for side in sides], 3)
@@ -173,8 +180,13 @@ def _reducing(module: Any, synced: bool) -> AbstractContextManager[Any]:
 def _sides(given: Sides, loss: Any) -> tuple[Segments, Segments]:
     """Both sides; pairs (K, D) are those of one sequence, for a loss that takes them."""
     pairs = getattr(loss, "by_embeddings", False)
-    video, text = (
-        side[None] if pairs and isinstance(side, Tensor) and side.dim() == 2 else side
-        for side in given
-    )
-    return as_segments("video", or_absent(video)), as_segments("text", or_absent(text))
+
+    def read(name: str, side: Segments | Tensor) -> Segments:
+        if pairs and isinstance(side, Tensor) and side.dim() == 2:
+            side = side[None]
+        if isinstance(side, Tensor) and side.dim() > 2 and not len(side):
+            return Segments(side)  # a batch without a sequence, which adds none to the others
+        return side if isinstance(side, Segments) else as_segments(name, or_absent(side))
+
+    video, text = given
+    return read("video", video), read("text", text)

@@ -117,7 +117,8 @@ class AbstractLoss(nn.Module, ABC, Generic[Output]):
             inputs = self.read(*given, may_be_empty=True)
             self.check(inputs)
             video, text = inputs.video, inputs.text
-            alike: list[Tensor] = [p for p in self.parameters() if p.numel() == 1]
+            state: list[Tensor] = [*self.parameters(), *self.buffers()]
+            alike = [value for value in state if value.numel() == 1]
             if inputs.logit_scale is not None:
                 alike.append(torch.as_tensor(inputs.logit_scale))
             wire = text.tokens.dtype

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from norton_losses._checks import check_fraction, check_similarity
-from norton_losses._scalar import ScalarState, scalar, shown
 from norton_losses._typing import Range
 from norton_losses.distributed import ONE_PROCESS
+from norton_losses.scalar_state import ScalarState
 from norton_losses.similarity_block import SimilarityBlock
 from norton_losses.sinkhorn.problem import TransportProblem, log_marginal
 
@@ -62,11 +62,9 @@ class PromptBucket(ScalarState):
             check_similarity("value", value)
         self.ratio = ratio
         self.value = value
-        self.offset = nn.Parameter(scalar(0.0)) if learnable else None
-
-    def reset_parameters(self) -> None:
-        if self.offset is not None:
-            nn.init.zeros_(self.offset)
+        self.offset = None
+        if learnable:
+            self.hold("offset", 0.0, learnable=True)
 
     def forward(self, block: SimilarityBlock, epsilon: float) -> TransportProblem:
         """The transport problem (Bv, Bt, N+1, M+1) of a block, rows are clips.
@@ -80,7 +78,11 @@ class PromptBucket(ScalarState):
             )
         p = self.value if self.value is not None else _quantile(block, self.ratio)
         if self.offset is not None:
-            p = p + block.shard.replicated(self.offset.reshape(()))
+            # A number on the CPU would do, but its gradient is summed where the similarities are.
+            offset = self.offset.reshape(())
+            if not block.shard.alone:
+                offset = block.shard.replicated(offset.to(block.raw.device))
+            p = p + offset
         return _augmented(block, p, epsilon, self._score_range(block.bounds))
 
     def _score_range(self, bounds: Range | None) -> Range | None:
@@ -93,7 +95,7 @@ class PromptBucket(ScalarState):
 
     def extra_repr(self) -> str:
         start = f"ratio={self.ratio}" if self.value is None else f"value={self.value}"
-        return start if self.offset is None else f"{start}, offset={shown(self.offset)}"
+        return start if self.offset is None else f"{start}, offset={self.shown()}"
 
 
 def bucket_threshold(

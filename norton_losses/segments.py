@@ -312,11 +312,13 @@ def or_absent(side: Any) -> Any:
     if not known or tokens.shape[:2].numel():
         return side
 
+    sequences = max(len(tokens), 1)
+
     def absent(empty: Tensor) -> Tensor:
-        return empty.new_zeros(1, 1, empty.shape[-1]) + empty.sum()
+        return empty.new_zeros(sequences, 1, empty.shape[-1]) + empty.sum()
 
     made = absent(tokens)
-    mask = torch.zeros(1, 1, dtype=torch.bool, device=made.device)
+    mask = torch.zeros(sequences, 1, dtype=torch.bool, device=made.device)
     embeddings = None if embeddings is None else absent(embeddings)
     return Segments(made, mask=mask, embeddings=embeddings)
 
@@ -324,15 +326,14 @@ def or_absent(side: Any) -> Any:
 def as_segments(name: str, given: Segments | Tensor) -> Segments:
     """A side of a batch, of which a tensor is valid throughout."""
     if isinstance(given, Segments):
-        if not len(given):
-            raise ValueError(
-                f"{name} must hold one sequence at least, got none; skip empty batches"
-            )
-        return given
-    _check_tokens(name, given)
-    made = Segments.__new__(Segments)
-    made.tokens, made._embeddings = given, None
-    made._complete()
+        made = given
+    else:
+        _check_tokens(name, given)
+        made = Segments.__new__(Segments)
+        made.tokens, made._embeddings = given, None
+        made._complete()
+    if made.tokens.shape[0] == 0:  # not by len(), which fixes the size for torch.export
+        raise ValueError(f"{name} must hold one sequence at least, got none; skip empty batches")
     return made
 
 
@@ -353,7 +354,14 @@ def _check_tokens(name: str, tokens: object) -> None:
             "flat segments (K, D) into sequences by Segments.from_flat(tokens, counts)"
         )
     _check_embedded(name, tokens)
-    check_floating(name, tokens, "(B, N, D)" if tokens.dim() == 3 else "(B, N, T, D)")
+    _check_sequences(name, tokens, "(B, N, D)" if tokens.dim() == 3 else "(B, N, T, D)")
+
+
+def _check_sequences(name: str, tensor: Tensor, layout: str) -> None:
+    """As :func:`check_floating`, of sequences of which there may be none: see :func:`or_absent`."""
+    if isinstance(tensor, Tensor) and tensor.dim() and tensor.shape[0] == 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+        tensor = tensor.new_empty(1, *tensor.shape[1:])
+    check_floating(name, tensor, layout)
 
 
 def _check_embedded(name: str, tokens: object) -> None:
@@ -379,7 +387,7 @@ def _check_beside(
             )
         check_mask("token_mask", token_mask, tokens.shape[: leading + 1], tokens)
     if embeddings is not None:
-        check_floating("embeddings", embeddings, "(B, N, D)" if leading == 2 else "(K, D)")
+        _check_sequences("embeddings", embeddings, "(B, N, D)" if leading == 2 else "(K, D)")
         check_shape("embeddings", embeddings, (*tokens.shape[:leading], embeddings.shape[-1]))
         check_device("embeddings", embeddings, tokens)
 

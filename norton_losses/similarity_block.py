@@ -50,7 +50,7 @@ class SimilarityBlock:
         clip_mask: Tensor | None = None,
         caption_mask: Tensor | None = None,
         bounds: Range | None = None,
-        shard: Shard = ONE_PROCESS,
+        shard: Shard | None = None,  # torch's compiler cannot make an object as a default
     ) -> None:
         check_floating("similarity", values, "(Bv, Bt, N, M)")
         if bounds is not None:
@@ -67,7 +67,7 @@ class SimilarityBlock:
             of_pairs = isinstance(mask, Tensor) and mask.dim() == 3  # pyright: ignore[reportUnnecessaryIsInstance]
             check_mask(name, mask, (bv, bt, length) if of_pairs else (own, length), values)
         self.clip_mask, self.caption_mask, self.bounds = clip_mask, caption_mask, bounds
-        self.shard = shard
+        self.shard = ONE_PROCESS if shard is None else shard
         self.clips = clip_mask[:, None] if clip_mask.dim() == 2 else clip_mask
         self.captions = caption_mask[None] if caption_mask.dim() == 2 else caption_mask
         self.raw = up_cast(values, working_dtype(values))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import final
+from typing import cast, final
 
 import torch
 from torch import Tensor
@@ -94,11 +94,11 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
         gather: Gather = "all",
     ) -> None:
         super().__init__(temperature, learnable_temperature, process_group, gather)
-        if isinstance(similarity, AbstractSequenceMeasure):
-            raise TypeError(
-                f"similarity must compare tokens, and a {type(similarity).__name__} is a measure; "
-                "pass it as measure=..."
-            )
+        if isinstance(similarity, (AbstractSequenceMeasure, AbstractLoss)):
+            is_loss = isinstance(similarity, AbstractLoss)
+            name = type(cast(object, similarity)).__name__
+            kind = "loss; leave it out" if is_loss else "measure; pass it as measure=..."
+            raise TypeError(f"similarity must compare tokens, and a {name} is a {kind}")
         self.similarity = as_similarity(similarity)
         self.measure = _read_measure(measure)
         self.scale_by_length = scale_by_length
@@ -149,7 +149,7 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
         with torch.no_grad():
             own = replace(shard, gathered=False)
             block = self.similarity.between(video, text, shard=own)
-            p = self.measure.evaluate_checked(block).bucket_value
+            p = self.measure.bucket_value(block)
         measure = self.measure.for_retrieval(None if p is None else p.item())
 
         def score(video: Segments, text: Segments) -> Tensor:

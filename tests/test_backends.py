@@ -569,3 +569,23 @@ def test_no_backend_changes_global_state() -> None:
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)
     assert (np.random.get_state()[1] == numpy_state).all()
+
+
+@geomloss
+@pytest.mark.parametrize("points", [1, 4])
+def test_geomloss_takes_points_that_are_all_alike(points: int) -> None:
+    even = torch.full((points,), 1 / points).log()
+    cloud = PointCloudProblem(torch.ones(points, 3), torch.ones(points, 3), even, even, 0.5)
+    plan = GeomLossSinkhorn().solve(cloud).plan
+    torch.testing.assert_close(plan, torch.full((points, points), points**-2.0))
+
+
+def test_what_is_no_problem() -> None:
+    with pytest.raises(TypeError, match="problem must be a TransportProblem, got Tensor"):
+        TorchSinkhorn().solve(torch.rand(3, 3))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="scores must be a torch.Tensor"):
+        TransportProblem.uniform([[0.0]], [True], [True], 0.1)  # type: ignore[arg-type]
+
+
+def test_numpy_integers_serve_as_numbers() -> None:
+    assert type(TorchSinkhorn(np.int64(3)).iterations) is int

@@ -124,3 +124,15 @@ def test_compiles_without_a_graph_break() -> None:
     clips, captions = embeddings(torch.float32)
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(clips, captions), loss(clips, captions))
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 0.2, 0.02, 2.1e-3])
+def test_a_small_epsilon_keeps_its_digits(epsilon: float) -> None:
+    torch.manual_seed(0)
+    clips = torch.nn.functional.normalize(torch.randn(40, 8), dim=-1)
+    captions = clips + 0.3 * torch.randn(40, 8)
+    options = {"epsilon": epsilon, "temperature": 0.01}
+    expected = ClipCaptionOTLoss(**options)(clips.double(), captions.double()).item()
+    for chunk_rows in (None, 7):
+        found = ClipCaptionOTLoss(chunk_rows=chunk_rows, **options)(clips, captions).item()
+        assert found == pytest.approx(expected, rel=1e-5)

@@ -378,13 +378,17 @@ class TestErrors:
             assert "presence of group_ids" in str(error)
 
     def test_temperatures_that_drifted_apart_are_noticed(self, pool: ProcessPool) -> None:
-        for error in pool.run(_drifted, [(0.2,), (0.21,)]):
-            assert isinstance(error, ValueError)
-            assert "temperatures" in str(error)
+        for loss in (_drifted, _fixed):
+            for error in pool.run(loss, [(0.2,), (0.21,)]):
+                assert isinstance(error, ValueError)
+                assert "temperatures" in str(error)
 
     def test_scales_from_outside_are_compared_too(self, pool: ProcessPool) -> None:
         for error in pool.run(_scaled, [(10.0,), (11.0,)]):
             assert isinstance(error, ValueError)
+        for error in pool.run(_trained_scale, [(True,), (False,)]):
+            assert isinstance(error, ValueError)
+            assert "single numbers that are trained" in str(error)
 
     def test_a_process_outside_the_group_is_told(self, pool: ProcessPool) -> None:
         found = pool.run(_in_group_of_two, [()] * 3)
@@ -437,6 +441,32 @@ def _drifted(group: Any, temperature: float) -> Tensor:
 def _scaled(group: Any, scale: float) -> Tensor:
     loss = ClipCaptionOTLoss(temperature=None, process_group=group)
     return loss(torch.randn(3, 4), torch.randn(3, 4), logit_scale=scale)
+
+
+def _fixed(group: Any, temperature: float) -> Tensor:
+    loss = NortonVideoParagraphLoss(temperature=temperature, process_group=group)
+    return loss(torch.randn(3, 2, 4), torch.randn(3, 2, 4))
+
+
+def _trained_scale(group: Any, trained: bool) -> Tensor:
+    loss = ClipCaptionOTLoss(temperature=None, process_group=group)
+    scale = torch.tensor(3.0, requires_grad=trained)
+    return loss(torch.randn(3, 4), torch.randn(3, 4), logit_scale=scale)
+
+
+def _without_a_video(group: Any, sequences: int, segments: int) -> Tensor:
+    tokens, embeddings = torch.ones(sequences, segments, 2, 4), torch.ones(sequences, segments, 6)
+    side = Segments(tokens, tokens[..., 0] > 0, embeddings=embeddings)
+    ids = torch.arange(sequences)
+    return NortonLoss(process_group=group)(side, side, group_ids=ids).detach()
+
+
+def test_segments_without_a_sequence(pool: ProcessPool) -> None:
+    alone = _without_a_video(None, 3, 2)
+    for found in pool.run(_without_a_video, [(3, 2), (0, 5)]):
+        if isinstance(found, Exception):
+            raise found
+        torch.testing.assert_close(found, alone)
 
 
 def _in_group_of_two(group: Any) -> int:
@@ -674,6 +704,10 @@ def test_retrieval_fails_together(pool: ProcessPool) -> None:
     for error in pool.run(_retrieved, [("dtw", videos), ("dtw", videos[:3])]):
         assert isinstance(error, ValueError)
         assert "all videos and all paragraphs" in str(error)
+    wide = [video.double() for video in videos]
+    for error in pool.run(_retrieved, [("dtw", videos), ("dtw", wide)]):
+        assert isinstance(error, ValueError)
+        assert "in the same precision" in str(error)
 
 
 def _bytes_sent(

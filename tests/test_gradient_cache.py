@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed import fsdp
 
 from norton_losses import ClipCaptionOTLoss, NortonLoss, Segments, cached_step
 from tests.process_pool import ProcessPool
@@ -117,9 +118,17 @@ def test_a_batch_may_be_empty() -> None:
     batches = [*draw(EVEN), *draw([(1, 3, 2, 2)])]
     encoder, loss = Encoder(), NortonLoss().double()
     expected = cached_step(encoder, loss, batches[:-1])
-    nothing = tuple(encoder.layer(side.tokens[:0]) for side in batches[-1])
-    encode = lambda b: nothing if b is None else encoder(b)  # noqa: E731
+
+    def encode(batch: Any) -> Any:
+        if batch is not None:
+            return encoder(batch)
+        return [encoder.layer(side.tokens[:0]) for side in batches[-1]]
+
     found = cached_step(encode, loss, [*batches[:-1], None])
+    torch.testing.assert_close(found, expected)
+    ids = torch.arange(sum(len(batch[0]) for batch in batches[:-1])) // 2
+    expected = cached_step(encoder, loss, batches[:-1], group_ids=ids)
+    found = cached_step(encode, loss, [None, *batches[:-1]], group_ids=ids)  # none of its own
     torch.testing.assert_close(found, expected)
 
 
@@ -211,7 +220,7 @@ def _cached(group: Any, batches: list[Batch], wrap: str) -> tuple[Tensor, list[T
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("wrap", ["DDP", "FSDP2"])
 def test_on_several_processes(pool: ProcessPool, wrap: str, frozen: bool) -> None:
-    if wrap == "FSDP2" and not hasattr(torch.distributed.fsdp, "fully_shard"):
+    if wrap == "FSDP2" and not hasattr(fsdp, "fully_shard"):
         pytest.skip("fully_shard came with torch 2.6")
     batches = [draw(UNEVEN, 0), draw(EVEN, 1)]
     if frozen:
@@ -225,3 +234,15 @@ def test_on_several_processes(pool: ProcessPool, wrap: str, frozen: bool) -> Non
         for one, other in zip(found[1], expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
         assert found[2] == (wrap == "DDP")
+
+
+def _of_other_widths(group: Any, width: int) -> None:
+    batches = [tuple(torch.randn(1, 2, w) for _ in "vt") for w in (4, width)]
+    cached_step(lambda batch: batch, NortonLoss(process_group=group), batches)
+
+
+def test_a_rank_that_refuses_its_batches_tells_the_others(pool: ProcessPool) -> None:
+    waiting, refused = pool.run(_of_other_widths, [(4,), (5,)])
+    assert isinstance(waiting, RuntimeError)
+    assert "processes [1]" in str(waiting)
+    assert isinstance(refused, ValueError)

@@ -163,6 +163,7 @@ def test_auc_is_the_chance_of_the_right_order() -> None:
         ),
         (lambda: average_windows(np.ones((2, 2, 1)), [0, 3], 5), "frame 2 of 5 lies in none"),
         (lambda: average_windows(np.ones((1, 2, 1)), [-1], 1), "0 or above, got -1"),
+        (lambda: average_windows([[[np.inf]], [[-np.inf]]], [0, 0], 1), "below infinity"),
         (lambda: average_windows(np.ones((1, 2, 1)), [0], 0), "length must be a whole number"),
         (lambda: invert_truth(3, 5), r"truth must have shape \(T,\), got \(\)"),  # type: ignore[arg-type]
         (

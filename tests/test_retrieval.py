@@ -7,6 +7,7 @@ import re
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -523,6 +524,15 @@ class TestFeatureFile:
         np.savez(path, clip_embeddings=np.array([{}], dtype=object))
         with pytest.raises(ValueError, match="without pickle"):
             load_features(path)
+        encrypted = bytearray(whole)
+        for header, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # bit 0 of the flags
+            place = encrypted.find(header)
+            while place >= 0:
+                encrypted[place + offset] |= 1
+                place = encrypted.find(header, place + 4)
+        path.write_bytes(bytes(encrypted))
+        with pytest.raises(ValueError, match="is not an .npz file .*encrypted"):
+            load_features(path)
         np.save(tmp_path / "f.npy", np.ones(3))
         (tmp_path / "f.npy").rename(path)
         with pytest.raises(ValueError, match="is not an .npz file"):
@@ -560,6 +570,12 @@ class TestShell:
     def features(self, tmp_path: Path) -> Path:
         save_features(tmp_path / "features.npz", VIDEOS, PARAGRAPHS)
         return tmp_path / "features.npz"
+
+    def test_scores_do_not_go_to_a_folder(self, features: Path) -> None:
+        folder = features.parent / "folder.npz"
+        folder.mkdir()
+        with pytest.raises(SystemExit, match="error: --scores must name a file"):
+            main([str(features), "--scores", str(folder)])
 
     def test_it_prints_what_retrieve_finds(
         self, features: Path, capsys: pytest.CaptureFixture[str]
@@ -611,8 +627,9 @@ class TestShell:
             (["--measures", "dtw,foo"], r"error: measure must be one of \['transport', 'dtw'"),
             (["--clips-per-caption", "0"], "error: clips_per_caption must be"),
             (["--batch-size", "0"], "error: batch_size must be"),
-            (["--device", "abacus"], "error: torch has no device 'abacus' here"),
-            (["--scores", "nowhere/scores.npz"], "error: there is no folder .*nowhere"),
+            (["--device", "abacus"], "error: device must be one that torch can .* 'abacus'"),
+            (["--device", "meta"], "error: device must be .* it holds no data"),
+            (["--scores", "nowhere/scores.npz"], "error: --scores must be in a folder .*nowhere"),
             (["--scores", "scores"], "error: --scores must name an .npz file other than"),
             (["--measures", "dtw,"], "error: measure must be one of .* got ''"),
             (
@@ -628,3 +645,37 @@ class TestShell:
             main([str(features), *options])
         with pytest.raises(SystemExit, match="error: there is no file"):
             main([str(features.parent / "nothing.npz")])
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", np.longdouble])
+def test_numbers_that_torch_does_not_have(dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    videos = [rng.standard_normal((n, 5)).astype(np.float32) for n in (3, 2)]
+    expected = retrieve("dtw", videos, videos[::-1], progress=False)
+    others = [video.astype(dtype) for video in videos]
+    found = retrieve("dtw", others, others[::-1], progress=False)
+    torch.testing.assert_close(found.scores, expected.scores, check_dtype=False)
+
+
+@pytest.mark.parametrize("device", ["foo", "meta", 3.5, "cuda:99"])
+def test_a_device_that_is_not_there(device: Any) -> None:
+    with pytest.raises(ValueError, match="device must be one that torch can compute on here"):
+        retrieve("dtw", VIDEOS, VIDEOS, device=device, progress=False)
+
+
+def test_the_default_device_is_not_taken() -> None:
+    videos = [torch.randn(3, 5), torch.randn(2, 5)]
+    tokens = [torch.randn(3, 2, 5), torch.randn(2, 4, 5)]
+    expected = [
+        retrieve(s, v, v, progress=False) for s, v in (("dtw", videos), (NortonLoss(), tokens))
+    ]
+    torch.set_default_device("meta")
+    try:
+        found = [
+            retrieve(s, v, v, progress=False)
+            for s, v in (("dtw", videos), (NortonLoss().to_empty(device="cpu"), tokens))
+        ]
+    finally:
+        torch.set_default_device(None)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a.scores, b.scores)

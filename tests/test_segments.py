@@ -364,6 +364,25 @@ class TestTravel:
 
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it exports
+    def test_scores_of_other_sizes_export(self) -> None:
+        class Score(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.loss = NortonLoss()
+
+            def forward(self, video: Tensor, text: Tensor) -> Tensor:
+                return self.loss.score(video, text)
+
+        score = Score()
+        sizes = [
+            {d: torch.export.Dim(f"{side}{d}", min=2, max=50) for d in range(3)} for side in "vt"
+        ]
+        given = torch.randn(2, 3, 4, 5), torch.randn(3, 4, 2, 5)
+        program = torch.export.export(score, given, dynamic_shapes=tuple(sizes))
+        others = torch.randn(4, 6, 3, 5), torch.randn(7, 2, 9, 5)
+        torch.testing.assert_close(program.module()(*others), score(*others))
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it exports
     def test_a_loss_of_it_exports(self) -> None:
         loss = NortonVideoParagraphLoss()
         video, text = (Segments(torch.randn(3, 4, 2, 6), torch.rand(3, 4, 2) < 0.8) for _ in "vt")

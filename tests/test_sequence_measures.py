@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -236,3 +237,18 @@ def test_shapes_are_checked(measure: torch.nn.Module) -> None:
 def test_bucket_must_be_a_bucket_or_a_ratio(wrong: object) -> None:
     with pytest.raises(TypeError, match="bucket must be a PromptBucket, a ratio in"):
         TransportMeasure(bucket=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e2, 1e4, 1e6])
+@pytest.mark.parametrize("objective", ["similarity", "entropic"])
+@pytest.mark.parametrize("share", [None, 0.3])
+def test_large_similarities_keep_their_digits(scale: float, objective: Any, share: Any) -> None:
+    torch.manual_seed(0)
+    similarity = (scale * torch.rand(3, 3, 9, 7)).requires_grad_()
+    wide = similarity.detach().double().requires_grad_()
+    measure = TransportMeasure(bucket=share, objective=objective)
+    found, expected = measure(similarity), measure(wide)
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() < 2e-5 * scale
+    (gradient,) = torch.autograd.grad(found.sum(), similarity)
+    assert (gradient - torch.autograd.grad(expected.sum(), wide)[0]).abs().max() < 1e-3

@@ -13,6 +13,7 @@ from norton_losses import (
     DynamicTimeWarping,
     MaxSimilarity,
     MeanSimilarity,
+    NortonLoss,
     NortonVideoParagraphLoss,
     PromptBucket,
     Segments,
@@ -330,6 +331,8 @@ def test_what_is_no_measure_is_refused_at_construction() -> None:
             NortonVideoParagraphLoss(measure=wrong)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="measure must be called with"):
             BackgroundFiltered(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a NortonLoss is a loss; leave it out"):
+        NortonVideoParagraphLoss(NortonLoss())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="a DynamicTimeWarping is a measure; pass it as measure="):
         NortonVideoParagraphLoss(DynamicTimeWarping())  # type: ignore[arg-type]
     for wrong in (MaxSimilarity(), ClipCaptionOTLoss()):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from examples.handwritten_howto.corpus import Corpus, make_corpus
 from examples.handwritten_howto.towers import Towers
 from examples.integrations.howto_batches import howto_batches
-from norton_losses import NortonLoss
+from norton_losses import NortonLoss, parameter_groups
 from norton_losses.retrieval import retrieve
 
 
@@ -40,7 +40,7 @@ def main(videos: int = 640, batch_videos: int = 16) -> None:
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     torch.manual_seed(0)
     model = Model(accelerator.num_processes)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0)  # <- none for it
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=3e-3)  # <- tau does not decay
     batches = howto_batches(videos, batch_videos // accelerator.num_processes)
     model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
     for step, batch in enumerate(batches):

@@ -19,7 +19,7 @@ import torch
 from examples.handwritten_howto.corpus import Corpus, make_corpus
 from examples.handwritten_howto.towers import Towers
 from examples.integrations.howto_batches import howto_batches
-from norton_losses import NortonLoss
+from norton_losses import NortonLoss, parameter_groups
 from norton_losses.retrieval import retrieve
 
 
@@ -37,7 +37,7 @@ class LitTowers(lightning.LightningModule):
         return out.loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=3e-3, weight_decay=0)  # <- none for the loss
+        return torch.optim.AdamW(parameter_groups(self, 0.01), lr=3e-3)  # <- tau does not decay
 
 
 def main(processes: int = 2, videos: int = 640, batch_videos: int = 16) -> None:

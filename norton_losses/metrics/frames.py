@@ -21,7 +21,7 @@ def average_windows(logits: Array, starts: Array, length: int) -> NDArray[np.flo
         (T, C), float64; its argmax along C is the prediction.
 
     Raises:
-        ValueError: shapes that do not fit, NaN, a frame that no window sees.
+        ValueError: shapes that do not fit, NaN or +inf, a frame that no window sees.
 
     Source: action segmentation of COIN, as evaluated in Lin et al., ICLR 2024.
 
@@ -33,6 +33,11 @@ def average_windows(logits: Array, starts: Array, length: int) -> NDArray[np.flo
     """
     check_count("length", length)
     logits = check_scores("logits", logits, 3)
+    if (logits == np.inf).any():
+        raise ValueError(
+            "logits must be below infinity, got +inf, which has no mean with -inf; give what is "
+            "impossible -inf"
+        )
     first = check_integers("starts", starts, (len(logits),))
     if (first < 0).any():
         raise ValueError(f"starts must be frames of the video, 0 or above, got {first.min()}")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from norton_losses.retrieval.feature_file import load_features
 from norton_losses.retrieval.output import RetrievalOutput, retrieval_table
-from norton_losses.retrieval.retrieve import MEASURES, measure_named, retrieve
+from norton_losses.retrieval.retrieve import (
+    MEASURES,
+    check_device_here,
+    measure_named,
+    retrieve,
+)
 from norton_losses.sequence_measures import AbstractSequenceMeasure, BackgroundFiltered
 
 FILTERED = ("dtw", "otam")  # they match every clip; the other measures may skip clips
@@ -63,16 +68,16 @@ def _measures(names: str, clips_per_caption: float | None) -> dict[str, Abstract
 def _check_places(device: str | None, scores: Path | None, features: Path) -> None:
     """Raise before the work on what would fail after it."""
     if device is not None:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"torch has no device {device!r} here: {error}") from error
+        check_device_here(device)
     if scores is None:
         return
     if scores.suffix != ".npz" or scores.resolve() == features.resolve():
         raise ValueError(f"--scores must name an .npz file other than the features, got {scores}")
-    if not scores.absolute().parent.is_dir():
-        raise ValueError(f"there is no folder {scores.absolute().parent} for the scores")
+    folder = scores.absolute().parent
+    if scores.is_dir():
+        raise ValueError(f"--scores must name a file, and {scores} is a folder")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"--scores must be in a folder that may be written to, got {folder}")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

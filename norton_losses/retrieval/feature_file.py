@@ -32,7 +32,8 @@ _SIDES = (
     ("caption_embeddings", "captions_per_paragraph", "(all captions, D)", "(paragraphs,)"),
 )
 _KEYS = ("truth", *(key for side in _SIDES for key in side[:2]))
-_UNREADABLE = zipfile.BadZipFile, zlib.error, NotImplementedError, ValueError, OSError, EOFError
+# A RuntimeError is that of an encrypted archive, and a base of NotImplementedError.
+_UNREADABLE = zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, OSError, EOFError
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,7 +54,7 @@ class Ragged:
         counts = self.counts[indices]
         starts = (self.counts.cumsum(0) - self.counts)[indices]
         places = (starts - counts.cumsum(0) + counts).repeat_interleave(counts)
-        rows = (places + torch.arange(len(places))).to(self.tokens.device)
+        rows = (places + torch.arange(len(places), device="cpu")).to(self.tokens.device)
         token_mask, embeddings = (
             None if part is None else part[rows].to(device)
             for part in (self.token_mask, self.embeddings)
@@ -84,10 +84,12 @@ def read_ragged(name: str, segment: str, given: Sequences) -> Ragged:
     else:
         tokens, counts, token_mask = flatten_list(name, given)
         if token_mask is not None and not (kept := token_mask.any(-1)).all():
-            sequence = torch.arange(len(counts)).repeat_interleave(counts)
+            sequence = torch.arange(len(counts), device="cpu").repeat_interleave(counts)
             counts = sequence[kept.cpu()].bincount(minlength=len(counts))
             tokens, token_mask = tokens[kept], token_mask[kept]
         ragged = Ragged(tokens.detach(), counts, token_mask, None)
+    if not len(ragged):
+        raise ValueError(f"{name} must hold one sequence at least, got none")
     empty: list[int] = (ragged.counts == 0).nonzero()[:, 0].tolist()  # pyright: ignore
     if empty:
         shown = ", ".join(f"{name}[{i}]" for i in empty[:3]) + ", ..." * (len(empty) > 3)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -132,8 +132,7 @@ def retrieve(
                 f"videos and paragraphs must share their width D, got {widths[0]} and {widths[1]}; "
                 "project one of them first"
             )
-        if device is None:
-            device = ragged_videos.tokens.device
+        device = ragged_videos.tokens.device if device is None else check_device_here(device)
         dtype = torch.promote_types(ragged_videos.dtype, ragged_paragraphs.dtype)
         if measure is None:
             # A user's own loss may not take a range.
@@ -142,7 +141,8 @@ def retrieve(
             score = partial(loss.score, bucket_value=bucket_value, **known)
         else:
             score = _by_cosines(measure, dtype)
-        scores = torch.zeros(len(ragged_videos), len(ragged_paragraphs), dtype=dtype)
+        sizes = len(ragged_videos), len(ragged_paragraphs)
+        scores = torch.zeros(sizes, dtype=dtype, device="cpu")
         start = time.perf_counter()
         row_groups = ragged_videos.groups(min(batch_size, -(-len(ragged_videos) // shard.size)))
         own_groups = row_groups[shard.rank :: shard.size]
@@ -164,6 +164,25 @@ def retrieve(
         retrieval_metrics(scores.T, invert_truth(true_paragraphs, len(ragged_paragraphs))),
         seconds,
     )
+
+
+def check_device_here(device: object) -> torch.device:
+    """A device to score on, by its name or number, which holds data and is there.
+
+    Raises:
+        ValueError: it is not there, or is ``meta``.
+    """
+    try:
+        found: torch.device | None = torch.empty(0, device=cast(Any, device)).device
+        reason = "it holds no data"
+    except (RuntimeError, AssertionError, TypeError) as error:
+        found, reason = None, str(error).partition("\n")[0]
+    if found is None or found.type == "meta":
+        raise ValueError(
+            f"device must be one that torch can compute on here, got {device!r}: {reason}; leave "
+            "it out to stay where the videos are"
+        )
+    return found
 
 
 def _read_measure(given: Any, bucket_value: float | None) -> AbstractSequenceMeasure | None:
@@ -220,11 +239,12 @@ def _of_all(scores: Tensor, shard: Shard) -> Tensor:
     """The scores of all processes, each of which has zeros where another one scored."""
     if shard.alone:
         return scores
-    shapes = shard.tell(scores.shape)[:, :2]
-    if (shapes != shapes[0]).any():
+    tables = shard.tell([*scores.shape, 8 * scores.element_size()])[:, :3]
+    if (tables != tables[0]).any():
         raise ValueError(
-            "every process must be called with all videos and all paragraphs, got tables of "
-            f"{[tuple(map(int, shape)) for shape in shapes]}; the videos are shared out in here"
+            "every process must be called with all videos and all paragraphs, in the same "
+            "precision, got (videos, paragraphs, bits) of "
+            f"{[tuple(map(int, table)) for table in tables]}; the videos are shared out in here"
         )
     return shard.sum(scores.to(shard.device)).to(scores.device)
 

@@ -58,6 +58,9 @@ class BackgroundFiltered(AbstractSequenceMeasure):
     def for_retrieval(self, bucket_value: float | None = None) -> BackgroundFiltered:
         return BackgroundFiltered(self.measure.for_retrieval(bucket_value), self.clips_per_caption)
 
+    def bucket_value(self, block: SimilarityBlock) -> Tensor | None:
+        return self.measure.bucket_value(block.keep(_kept(block, self.clips_per_caption)))
+
     def extra_repr(self) -> str:
         return f"clips_per_caption={self.clips_per_caption}"
 

@@ -103,6 +103,10 @@ class AbstractSequenceMeasure(nn.Module, ABC):
             )
         return self
 
+    def bucket_value(self, block: SimilarityBlock) -> Tensor | None:
+        """The value p () of the prompt bucket for a block; None without a bucket."""
+        return None
+
     def forward(
         self,
         similarity: Tensor,

@@ -163,13 +163,20 @@ class TransportMeasure(AbstractSequenceMeasure):
                 )
             else:
                 problem = self.bucket(block, self.epsilon)
+            p = problem.bucket_value
+            wide = problem.precise(_spread(problem, block))
+            if self.sinkhorn.supports(wide).ok:  # some solvers have float32 alone
+                problem = wide
             plan = self.sinkhorn.solve(problem.T).T
             if self.objective == "entropic":
                 score = entropic_score(plan)
             else:
                 score = transport_score(plan, conserve_mass=self.conserve_mass)
-        p = problem.bucket_value
+        score = score.to(block.raw.dtype)
         return MeasureOutput(score, plan, bucket_value=None if p is None else p.detach())
+
+    def bucket_value(self, block: SimilarityBlock) -> Tensor | None:
+        return None if self.bucket is None else self.bucket(block, self.epsilon).bucket_value
 
     def for_retrieval(self, bucket_value: float | None = None) -> TransportMeasure:
         """The same measure with a fixed bucket value, or with no bucket.
@@ -191,3 +198,12 @@ class TransportMeasure(AbstractSequenceMeasure):
             f"epsilon={self.epsilon}, sinkhorn={self.sinkhorn}, "
             f"conserve_mass={self.conserve_mass}, objective={self.objective!r}"
         )
+
+
+def _spread(problem: TransportProblem, block: SimilarityBlock) -> float | None:
+    """How far apart the scores are known to be; the CPU may look at them."""
+    if block.bounds is not None:
+        learned = problem.spread is None  # and then the bucket lies near the similarities
+        return block.bounds[1] - block.bounds[0] if learned else problem.spread
+    look = problem.scores.is_cpu and not torch.compiler.is_compiling()
+    return problem.look_for_spread() if look else None

@@ -98,16 +98,20 @@ class GeomLossSinkhorn(AbstractSinkhorn):
 
     def _of_points(self, problem: AbstractProblem, mu: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
         # Half a squared distance is a product up to norms, which the scalings take up.
+        x, y = (getattr(problem, name) for name in problem.tensors[:2])
+        # Annealing begins at the size of the cloud, which must not be 0.
+        both = torch.cat([x, y])
+        diameter = (both.amax(0) - both.amin(0)).square().sum().sqrt()
         solver = _import_geomloss().SamplesLoss(
             "sinkhorn",
             p=2,
             blur=problem.epsilon**0.5,
+            diameter=max(diameter.item(), problem.epsilon**0.5),
             scaling=0.9,
             debias=False,
             potentials=True,
             backend=self.points,
         )
-        x, y = (getattr(problem, name) for name in problem.tensors[:2])
         with quietly():
             f, g = solver(mu, x, nu, y)
         x_norm, y_norm = (points.square().sum(-1) / 2 for points in (x, y))

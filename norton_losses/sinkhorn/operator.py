@@ -13,6 +13,7 @@ from norton_losses.sinkhorn.blockwise import solve_by_blocks
 from norton_losses.sinkhorn.iteration import Scalings
 from norton_losses.sinkhorn.log_domain import solve_by_logs
 from norton_losses.sinkhorn.point_cloud import PointCloudProblem
+from norton_losses.sinkhorn.problem import TransportProblem
 from norton_losses.sinkhorn.scaling_domain import (
     SCALING_RANGE,
     ScalingSteps,
@@ -66,23 +67,13 @@ def domain_of(
 ) -> SinkhornDomain:
     """The fastest domain that is safe for the range of the scores; the CPU may look at them."""
     if spread is None and scores.is_cpu:
-        spread = _largest_spread(scores, log_mu, log_nu)
+        problem = TransportProblem(scores, log_mu, log_nu, epsilon, check_values=False)
+        spread = problem.look_for_spread()
     if spread is None:
         return "log"
     if spread / epsilon <= SCALING_RANGE[scores.dtype]:
         return "scaling"
     return "stabilized" if scores.is_cpu else "log"
-
-
-def _largest_spread(scores: Tensor, log_mu: Tensor, log_nu: Tensor) -> float:
-    """The largest range of the scores of present cells in one problem of the batch."""
-    rows, columns = log_mu > -torch.inf, log_nu > -torch.inf
-    lo = hi = scores
-    if not (rows.all() and columns.all()):
-        absent = ~(rows[..., :, None] & columns[..., None, :])
-        lo, hi = lo.masked_fill(absent, torch.inf), hi.masked_fill(absent, -torch.inf)
-    lo, hi = lo.amin((-2, -1)), hi.amax((-2, -1))
-    return float((hi - lo).clamp(min=0).max())  # -inf where all is absent
 
 
 def _contiguous(scalings: Scalings) -> tuple[Tensor, Tensor, Tensor]:

@@ -55,6 +55,7 @@ class AbstractSinkhorn(ABC):
 
     def __post_init__(self) -> None:
         check_count("iterations", self.iterations)
+        object.__setattr__(self, "iterations", int(self.iterations))  # also of numpy's integers
         check_choice("plan_gradient", self.plan_gradient, self.plan_gradients)
 
     @abstractmethod
@@ -82,7 +83,13 @@ class AbstractSinkhorn(ABC):
 
         Raises:
             ValueError: the problem is not supported; the text says what to use instead.
+            TypeError: it is no problem.
         """
+        if not isinstance(problem, AbstractProblem):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"problem must be a TransportProblem, got {type(problem).__name__}; write for "
+                "example TransportProblem.uniform(scores, row_mask, column_mask, epsilon)"
+            )
         support = self.supports(problem)
         if support.ok and not problem.shard.alone:
             support = self.supports_shards()
