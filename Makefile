@@ -1,10 +1,11 @@
 # Every target makes .venv in this checkout, with an editable install, when it is missing or stale.
 PYTHON ?= python3
 BIN := .venv/bin
+CALLS ?= 10000
 PIP := $(BIN)/pip --disable-pip-version-check
 RECIPE := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: help demo bench test test-fast test-torch-only lint format check coverage build clean
+.PHONY: help demo bench test test-fast test-torch-only soak lint format check coverage build clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/	/' | expand -t 18
@@ -24,6 +25,9 @@ test-fast: .venv/.dev  ## every test but the slow ones
 
 test-torch-only: .venv-torch-only/.done  ## the tests with torch alone, no optional package
 	.venv-torch-only/bin/python -m pytest -m "not slow"
+
+soak: .venv/.dev  ## 20,000 random calls of the losses (CALLS=10000 of each of two kinds)
+	NORTON_SOAK=$(CALLS) $(BIN)/python -m pytest tests/test_soak.py
 
 # The types of benchmarks/ need what its rivals bring, which no test does.
 lint: .venv/.dev .venv/.bench  ## format, lint and types, changing nothing

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import norton_losses.sequence_measures.alignment as alignment_module
+import norton_losses.sequence_measures.alignment_tiles as alignment_module
 from norton_losses import (
     AbstractAlignment,
     BackgroundFiltered,
@@ -83,13 +83,13 @@ def test_without_a_look_at_the_masks_all_is_the_same(
     """The way of every other device than the CPU."""
     similarity, clips, captions = ragged(3, 4, 5, 6)
     looking = kind(smoothing)(similarity, clips, captions)
-    init = alignment_module._Tiles.__init__
+    init = alignment_module.Tiles.__init__
 
     def blind(self, *arguments) -> None:
         init(self, *arguments)
         self.looks, self.gaps = False, True
 
-    monkeypatch.setattr(alignment_module._Tiles, "__init__", blind)
+    monkeypatch.setattr(alignment_module.Tiles, "__init__", blind)
     torch.testing.assert_close(kind(smoothing)(similarity, clips, captions), looking)
 
 

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch._dynamo.backends.registry import lookup_backend
 
-from norton_losses import ClipCaptionOTLoss, NortonLoss, NortonVideoParagraphLoss, Segments
+from norton_losses import (
+    ClipCaptionOTLoss,
+    DynamicTimeWarping,
+    NortonLoss,
+    NortonVideoParagraphLoss,
+    OrderedAlignment,
+    Segments,
+)
 
 # torch's own tracer instantiates autograd functions, which torch deprecates.
 pytestmark = [
@@ -48,7 +55,14 @@ def ragged_batches(count: int):
 
 
 @pytest.mark.parametrize(
-    ("make", "count"), [(NortonLoss, 200), (NortonLoss.released, 20), (NortonLoss.paper, 20)]
+    ("make", "count"),
+    [
+        (NortonLoss, 200),
+        (NortonLoss.released, 20),
+        (NortonLoss.paper, 20),
+        (lambda: NortonVideoParagraphLoss(measure=DynamicTimeWarping(0.1)), 20),
+        (lambda: NortonVideoParagraphLoss(measure=OrderedAlignment()), 20),
+    ],
 )
 def test_ragged_batches_compile_a_few_times_without_a_break(make, count: int) -> None:
     torch.compiler.reset()
@@ -78,6 +92,7 @@ def test_tensors_compile_whole_as_well(make) -> None:
 
 
 def test_the_operators_keep_their_promises() -> None:
+    from norton_losses.sequence_measures import alignment_operator
     from norton_losses.sinkhorn import operator
 
     scores, even = torch.randn(3, 4, 5), torch.full((3, 4), 0.25).log()
@@ -85,5 +100,9 @@ def test_the_operators_keep_their_promises() -> None:
     torch.library.opcheck(operator.explicit_operator, arguments)
     turned = scores.mT, arguments[2].mT.contiguous().mT, even, *arguments[3:]
     torch.library.opcheck(operator.explicit_operator, turned)
+    aligned = torch.rand(2, 3, 4, 5, requires_grad=True)
+    masks = torch.rand(2, 3, 4) < 0.8, torch.rand(2, 3, 5) < 0.8
+    for measure in ("DynamicTimeWarping", "OrderedAlignment"):
+        torch.library.opcheck(alignment_operator.alignment, (aligned, *masks, measure, 0.1))
     points = torch.randn(4, 2), torch.randn(5, 2), even[0], torch.full((5,), 0.2).log()
     torch.library.opcheck(operator.cloud_operator, (*points, 0.5, 2, 7, 1e-3))

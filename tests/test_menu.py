@@ -79,8 +79,8 @@ MENU = {
     "NortonLoss.paper": Served(NortonLoss.paper, tokens),
     "NortonVideoParagraphLoss": Served(videos(), tokens),
     "learned": Served(learned, tokens),
-    "of DTW": Served(videos(measure=DynamicTimeWarping(0.1)), tokens, frozenset({"compile"})),
-    "of OTAM": Served(videos(measure=OrderedAlignment(0.1)), tokens, frozenset({"compile"})),
+    "of DTW": Served(videos(measure=DynamicTimeWarping(0.1)), tokens),
+    "of OTAM": Served(videos(measure=OrderedAlignment(0.1)), tokens),
     "ClipCaptionOTLoss": Served(ClipCaptionOTLoss, pairs),
     "by rows": Served(
         lambda: ClipCaptionOTLoss(chunk_rows=2), pairs, frozenset({"compile", "func"})
@@ -92,8 +92,8 @@ MENU = {
     "TransportMeasure": Served(TransportMeasure, similarity),
     "implicit": Served(implicit, similarity),
     "CaptionAverage": Served(CaptionAverage, similarity),
-    "DynamicTimeWarping": Served(DynamicTimeWarping, similarity, frozenset({"compile"})),
-    "OrderedAlignment": Served(OrderedAlignment, similarity, frozenset({"compile"})),
+    "DynamicTimeWarping": Served(DynamicTimeWarping, similarity),
+    "OrderedAlignment": Served(OrderedAlignment, similarity),
     "BackgroundFiltered": Served(lambda: BackgroundFiltered(TransportMeasure()), similarity),
     "Temperature": Served(Temperature, lambda: ()),
 }

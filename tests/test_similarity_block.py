@@ -29,7 +29,7 @@ from norton_losses import (
     TransportMeasure,
 )
 from norton_losses.retrieval import retrieve
-from norton_losses.sequence_measures import alignment
+from norton_losses.sequence_measures import alignment_tiles
 from norton_losses.sinkhorn.iteration import Scalings
 from tests.batches import make_batch
 
@@ -173,13 +173,13 @@ class TestPath:
 
     def test_the_path_costs_nothing_unless_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
         found: list[None] = []
-        gradient = alignment._Tiles.gradient
+        gradient = alignment_tiles.Tiles.gradient
 
         def counted(self, *arguments):
             found.append(None)
             return gradient(self, *arguments)
 
-        monkeypatch.setattr(alignment._Tiles, "gradient", counted)
+        monkeypatch.setattr(alignment_tiles.Tiles, "gradient", counted)
         out = DynamicTimeWarping().explain(torch.rand(2, 2, 3, 3))
         assert not found
         assert out.alignment is out.alignment

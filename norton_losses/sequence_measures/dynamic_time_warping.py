@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from norton_losses.sequence_measures.alignment import AbstractAlignment, smallest
+from norton_losses.sequence_measures.alignment_operator import MEASURES
 
 
 @final
@@ -63,6 +64,9 @@ class DynamicTimeWarping(AbstractAlignment):
             at_clip = cells.gather(0, (clips - first).clamp(0, size + 1).expand(1, pairs))[0]
             distances = torch.where(ends == k, at_clip, distances)
         return distances
+
+
+MEASURES["DynamicTimeWarping"] = DynamicTimeWarping
 
 
 def dynamic_time_warping(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from norton_losses.sequence_measures.alignment import AbstractAlignment, smallest
+from norton_losses.sequence_measures.alignment_operator import MEASURES
 
 
 @final
@@ -75,6 +76,9 @@ def _one_way(costs: Tensor, clips: Tensor, captions: Tensor, smoothing: float) -
         left = smallest((last[a - 1], left, last[a]), smoothing)
         distances = torch.where(clips > a, left, distances)
     return distances
+
+
+MEASURES["OrderedAlignment"] = OrderedAlignment
 
 
 def ordered_alignment(
