@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,14 @@ import torch
 
 from tests.process_pool import ProcessPool
 
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 HAS_POT = importlib.util.find_spec("ot") is not None
 HAS_GEOMLOSS = importlib.util.find_spec("geomloss") is not None
 HAS_KEOPS = importlib.util.find_spec("pykeops") is not None
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+HAS_TRITON = False
+if importlib.util.find_spec("triton") is not None:
+    # An older one does not know the kernels' options.
+    HAS_TRITON = tuple(map(int, version("triton").split(".")[:2])) >= (3, 2)
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 
 # The kernels import Triton, and doctests import the kernels.

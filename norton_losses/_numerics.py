@@ -113,6 +113,8 @@ def padded_to(values: Tensor, sizes: Sequence[int]) -> Tensor:
     missing = [want - have for want, have in zip(sizes, values.shape, strict=False)]
     if not any(missing):
         return values
+    if not len(values):  # torch 2.4 refuses to pad nothing
+        return values.new_zeros(*sizes, *values.shape[len(missing) :])
     # Of the last dimension first, before it and after it.
     after = [n for short in reversed(missing) for n in (0, short)]
     return pad(values, [0, 0] * (values.dim() - len(missing)) + after)

@@ -99,6 +99,14 @@ class TestPointClouds:
         plans = [TorchSinkhorn().solve(random_points(chunk_rows=rows)) for rows in (chunk_rows, 7)]
         torch.testing.assert_close(plans[0].plan, plans[1].plan, rtol=0, atol=1e-14)
 
+    def test_a_column_that_underflows_is_taken_on_logarithms(self) -> None:
+        # Its share of each row is e^-300, which float32 does not have.
+        x, y = torch.ones(4, 1), torch.tensor([[0.0], [0.5], [-300.0]])
+        even = [torch.full((n,), 1 / n).log() for n in (4, 3)]
+        problem = PointCloudProblem(x, y, *even, 1.0, chunk_rows=2)
+        plan = TorchSinkhorn(5).solve(problem).plan
+        torch.testing.assert_close(plan, torch.full((4, 3), 1 / 12), rtol=1e-4, atol=0)
+
     def test_tolerance_stops_early(self) -> None:
         plan = TorchSinkhorn(1000, tolerance=1e-6).solve(random_points())
         assert plan.iterations < 1000

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import copy
 import inspect
-import io
 import math
-import pickle
 
 import pytest
 import torch
@@ -186,24 +183,6 @@ class TestAsModule:
         assert not ids[0] & ids[1]
         pointers = [{p.data_ptr() for p in loss.parameters()} for loss in (first, second)]
         assert not pointers[0] & pointers[1]
-
-    @every_loss
-    def test_state_dict_round_trip(self, make) -> None:
-        batch, trained, fresh = make_batch(), make(), make()
-        for tensor in trained.state_dict().values():
-            tensor.add_(0.5)
-        saved = io.BytesIO()
-        torch.save(trained.state_dict(), saved)
-        saved.seek(0)
-        fresh.load_state_dict(torch.load(saved))
-        assert torch.equal(fresh(*batch.tokens), trained(*batch.tokens))
-
-    @every_loss
-    def test_deepcopy_and_pickle(self, make) -> None:
-        batch, loss = make_batch(), make()
-        for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
-            assert torch.equal(twin(*batch.tokens), loss(*batch.tokens))
-            assert repr(twin) == repr(loss)
 
     # torch's own tracer instantiates autograd functions, which torch deprecates.
     @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")

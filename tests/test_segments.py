@@ -383,6 +383,7 @@ class TestTravel:
         torch.testing.assert_close(program.module()(*others), score(*others))
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it exports
+    @pytest.mark.filterwarnings("ignore:At pre-dispatch tracing:UserWarning")  # of torch 2.4
     def test_a_loss_of_it_exports(self) -> None:
         loss = NortonVideoParagraphLoss()
         video, text = (Segments(torch.randn(3, 4, 2, 6), torch.rand(3, 4, 2) < 0.8) for _ in "vt")

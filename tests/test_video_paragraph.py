@@ -427,3 +427,15 @@ class TestFunction:
             video_paragraph_loss(torch.rand(2, 2, 3, 3), group_ids=[0, 1])  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="similarity must be a floating tensor"):
             video_paragraph_loss(torch.ones(2, 2, 3, 3).long())
+
+
+def test_a_sequence_without_the_other_side_has_no_length() -> None:
+    g = torch.Generator().manual_seed(0)
+    frames, words = torch.randn(3, 6, 2, 5, generator=g), torch.randn(3, 4, 3, 5, generator=g)
+    clips, captions = torch.ones(3, 6, dtype=torch.bool), torch.ones(3, 4, dtype=torch.bool)
+    clips[0, 4:] = False
+    captions[2] = False
+    sides = Segments(frames, mask=clips), Segments(words, mask=captions)
+    # Of the first two L is ((4 + 4) / 2 + (6 + 4) / 2) / 2 = 4.5.
+    scaled = NortonVideoParagraphLoss(temperature=0.45, scale_by_length=True)
+    torch.testing.assert_close(scaled(*sides), NortonVideoParagraphLoss(temperature=0.1)(*sides))
