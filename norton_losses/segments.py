@@ -211,7 +211,11 @@ class Segments:
 
     def working(self, dtype: torch.dtype) -> Segments:
         """The same in the working precision, with embeddings: the form that the stages take."""
-        return self.with_tokens(up_cast(self.tokens, dtype), up_cast(self.embeddings, dtype))
+        given = None if self._embeddings is None else up_cast(self._embeddings, dtype)
+        # Their mean is that of the cast tokens: two casts would give two gradients, whose sum could
+        # overflow, while that of one saturates.
+        wide = self.with_tokens(up_cast(self.tokens, dtype), given)
+        return wide.with_tokens(wide.tokens, wide.embeddings)
 
     def with_tokens(self, tokens: Tensor, embeddings: Tensor | None = None) -> Segments:
         """The same segments with other tokens, unchecked, and other embeddings or their mean."""
