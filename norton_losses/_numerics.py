@@ -11,6 +11,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn.functional import pad
 
 
@@ -98,6 +99,12 @@ def full_precision(like: Tensor) -> AbstractContextManager[Any]:
     if like.is_meta:  # which has no autocast
         return nullcontext()
     return torch.autocast(like.device.type, enabled=False)
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """Whether a compiler looks on, or the tensor has no values, as of meta or FakeTensorMode."""
+    valueless = tensor.is_meta or type(tensor) not in (Tensor, Parameter)
+    return torch.compiler.is_compiling() or valueless
 
 
 def unit(vectors: Tensor, mask: Tensor | None = None) -> Tensor:

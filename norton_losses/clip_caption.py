@@ -199,7 +199,8 @@ class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
         """The transport of logits; reading their range would make the host wait for the GPU."""
         if self.beta == 0:
             return None
-        return self.sinkhorn.solve(problem.precise(None if bound is None else 2 * bound))
+        spread = None if bound is None else 2 * bound
+        return self.sinkhorn.solve(self.sinkhorn.with_digits(problem, spread))
 
     def extra_repr(self) -> str:
         return (

@@ -78,17 +78,18 @@ def cached_step(
         if not len(batches):
             raise ValueError("batches must hold one batch at least, got none; skip the step")
     states: list[RandomState] = []
-    encoded: list[tuple[Segments, Segments]] = []
+    encoded: list[Sides] = []
     with torch.no_grad():
         for batch in batches:
             states.append(RandomState())
-            encoded.append(_sides(encode(batch), loss))
+            encoded.append(encode(batch))
     # Autocast keeps weights that it has cast, and those cast without a graph would have none.
     torch.clear_autocast_cache()
     after = RandomState()
     with shard.failing_together():
-        video, text = (_joined([sides[place] for sides in encoded]) for place in (0, 1))
-    del encoded
+        read = [_sides(sides, loss) for sides in encoded]
+        video, text = (_joined([sides[place] for sides in read]) for place in (0, 1))
+    del encoded, read
     value = loss(video.segments, text.segments, **options)
     value.backward()
 

@@ -18,6 +18,7 @@ from norton_losses._typing import Gather
 from norton_losses.contrastive import Temperature
 from norton_losses.distributed import ONE_PROCESS, ProcessGroup, Shard, check_group
 from norton_losses.gathered_text import gather_text
+from norton_losses.scalar_state import ScalarState
 from norton_losses.segments import Segments, or_absent, read_pair
 
 P = ParamSpec("P")
@@ -117,8 +118,9 @@ class AbstractLoss(nn.Module, ABC, Generic[Output]):
             inputs = self.read(*given, may_be_empty=True)
             self.check(inputs)
             video, text = inputs.video, inputs.text
-            state: list[Tensor] = [*self.parameters(), *self.buffers()]
-            alike = [value for value in state if value.numel() == 1]
+            alike: list[Tensor] = [p for p in self.parameters() if p.numel() == 1]
+            scalars = (module for module in self.modules() if isinstance(module, ScalarState))
+            alike += [buffer for module in scalars for buffer in module.buffers()]
             if inputs.logit_scale is not None:
                 alike.append(torch.as_tensor(inputs.logit_scale))
             wire = text.tokens.dtype

@@ -47,8 +47,8 @@ class ScalarState(nn.Module):
                 return tensor.to(moved.device)
             if moved.dtype.itemsize > tensor.dtype.itemsize and not moved.is_meta:
                 # What was rounded, and not trained since, is rounded anew.
-                rounded = torch.full_like(tensor, self.start)
-                return torch.where(tensor == rounded, torch.full_like(moved, self.start), moved)
+                rounded = (tensor == torch.full_like(tensor, self.start)).to(moved.device)
+                return torch.where(rounded, torch.full_like(moved, self.start), moved)
             return moved
 
         return super()._apply(kept, recurse)  # pyright: ignore

@@ -87,7 +87,7 @@ def test_without_a_look_at_the_masks_all_is_the_same(
 
     def blind(self, *arguments) -> None:
         init(self, *arguments)
-        self.looks, self.gaps = False, True
+        self.on_cpu, self.gaps = False, True
 
     monkeypatch.setattr(alignment_module.Tiles, "__init__", blind)
     torch.testing.assert_close(kind(smoothing)(similarity, clips, captions), looking)

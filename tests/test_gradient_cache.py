@@ -241,8 +241,22 @@ def _of_other_widths(group: Any, width: int) -> None:
     cached_step(lambda batch: batch, NortonLoss(process_group=group), batches)
 
 
-def test_a_rank_that_refuses_its_batches_tells_the_others(pool: ProcessPool) -> None:
-    waiting, refused = pool.run(_of_other_widths, [(4,), (5,)])
+def _of_another_dtype(group: Any, dtype: torch.dtype) -> None:
+    tokens = torch.ones(1, 2, 4, dtype=dtype)
+    cached_step(lambda batch: (tokens, tokens), NortonLoss(process_group=group), [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("step", "wrong", "right", "error"),
+    [
+        (_of_other_widths, 5, 4, ValueError),
+        (_of_another_dtype, torch.int64, torch.float32, TypeError),
+    ],
+)
+def test_a_rank_that_refuses_its_batches_tells_the_others(
+    pool: ProcessPool, step: Any, wrong: Any, right: Any, error: type
+) -> None:
+    waiting, refused = pool.run(step, [(right,), (wrong,)])
     assert isinstance(waiting, RuntimeError)
     assert "processes [1]" in str(waiting)
-    assert isinstance(refused, ValueError)
+    assert isinstance(refused, error)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, grad
 from torch.utils.checkpoint import checkpoint
 
@@ -206,6 +207,20 @@ def test_a_wider_cast_does_not_keep_the_rounding() -> None:
     with torch.no_grad():
         trained.log_scale += 0.25
     assert torch.equal(trained.double().log_scale.float(), trained.log_scale.float())
+
+
+@each_with_inputs
+def test_fake_tensors_have_shapes(name: str) -> None:
+    module, inputs = served(name)
+    shape = module(*inputs).shape
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        leaves = [mode.from_tensor(t).requires_grad_() for t in inputs]
+        value = module(*leaves)
+        value.sum().backward()
+    assert value.shape == shape
+    assert [leaf.grad.shape for leaf in leaves if leaf.grad is not None] == [
+        t.shape for t in inputs
+    ]
 
 
 @each_with_inputs

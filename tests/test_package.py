@@ -77,7 +77,7 @@ BELOW: dict[str, set[str]] = {
     "contrastive": {"distributed", "scalar_state"},
     "rectified_targets": set(),
     "outputs": {"contrastive", "sequence_measures", "similarity_block", "sinkhorn"},
-    "loss": {"contrastive", "distributed", "gathered_text", "segments"},
+    "loss": {"contrastive", "distributed", "gathered_text", "scalar_state", "segments"},
     "video_paragraph": {
         "contrastive",
         "distributed",

@@ -390,6 +390,7 @@ class TestTravel:
         torch.testing.assert_close(program.module()(*others), score(*others))
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it exports
+    @pytest.mark.slow
     @pytest.mark.skipif(TORCH < (2, 5), reason="torch 2.4 cannot export Segments")
     def test_a_loss_of_it_exports(self) -> None:
         loss = NortonVideoParagraphLoss()

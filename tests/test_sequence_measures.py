@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,20 @@ from torch import Tensor
 
 from norton_losses import (
     AbstractAlignment,
+    AbstractProblem,
+    AbstractSinkhorn,
     CaptionAverage,
+    ClipCaptionOTLoss,
     DynamicTimeWarping,
     OrderedAlignment,
     PromptBucket,
+    SimilarityBlock,
+    Support,
     TorchSinkhorn,
     TransportMeasure,
 )
 from norton_losses.functional import entropic_score, transport_score
+from norton_losses.sinkhorn import Scalings
 from tests import naive
 
 MEASURES = [
@@ -252,3 +259,29 @@ def test_large_similarities_keep_their_digits(scale: float, objective: Any, shar
     assert (found - expected).abs().max() < 2e-5 * scale
     (gradient,) = torch.autograd.grad(found.sum(), similarity)
     assert (gradient - torch.autograd.grad(expected.sum(), wide)[0]).abs().max() < 1e-3
+
+
+def test_a_learned_bucket_far_away_keeps_its_digits() -> None:
+    torch.manual_seed(0)
+    similarity = torch.rand(2, 2, 4, 5)
+    for value in (30.0, 1e4):
+        bucket = PromptBucket(value=value, learnable=True)
+        measure = TransportMeasure(0.05, bucket, TorchSinkhorn(plan_gradient="implicit"))
+        blocks = (SimilarityBlock(s, bounds=(-1.0, 1.0)) for s in (similarity, similarity.double()))
+        found, expected = (measure.evaluate(block).score for block in blocks)
+        torch.testing.assert_close(found, expected.float(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_solver_that_has_float32_alone_is_served() -> None:
+    @dataclass(frozen=True)
+    class Narrow(AbstractSinkhorn):
+        def supports(self, problem: AbstractProblem) -> Support:
+            return Support(problem.log_mu.dtype == torch.float32, "it has float32 alone")
+
+        def _solve(self, problem: AbstractProblem) -> Scalings:
+            return TorchSinkhorn()._solve(problem)
+
+    measure = TransportMeasure(bucket=None, sinkhorn=Narrow())
+    assert measure(1e3 * torch.rand(2, 2, 3, 3)).isfinite().all()
+    loss = ClipCaptionOTLoss(epsilon=0.1, sinkhorn=Narrow())
+    assert loss(torch.randn(4, 3), torch.randn(4, 3)).isfinite()

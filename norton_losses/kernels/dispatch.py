@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from norton_losses._checks import check_choice
+from norton_losses._numerics import is_traced
 from norton_losses.kernels import soft_maximum as fused
 from norton_losses.kernels.soft_maximum_reference import best_tokens
 from norton_losses.segments import Segments
@@ -86,7 +87,7 @@ class AbstractFused(AbstractSoftMaximum):
         tokens = (side.tokens.flatten(0, 1) for side in (video, text))
         masks = (side.token_mask.flatten(0, 1) for side in (video, text))
         how = implementation, self.operand_dtype, most_kept
-        traced = torch.compiler.is_compiling() or video.tokens.is_meta
+        traced = is_traced(video.tokens)
         operator: Any = fused.soft_maximum if traced else fused.SoftMaximum.apply  # pyright: ignore
         by_frame, by_word, _ = operator(*tokens, *masks, alpha, mean, *how)
         shape = *video.mask.shape, *text.mask.shape

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from norton_losses._checks import check_not_negative
+from norton_losses._numerics import is_traced
 from norton_losses.sequence_measures.alignment_operator import MEASURES
 from norton_losses.sequence_measures.alignment_operator import alignment as alignment_operator
 from norton_losses.sequence_measures.alignment_tiles import Tiles
@@ -43,7 +44,7 @@ class AbstractAlignment(AbstractSequenceMeasure):
         """Distances (P,) of P pairs, from costs (N, M, P), of which a pair has clips x captions."""
 
     def evaluate(self, block: SimilarityBlock) -> MeasureOutput:
-        if torch.compiler.is_compiling() and MEASURES.get(type(self).__name__) is type(self):
+        if is_traced(block.raw) and MEASURES.get(type(self).__name__) is type(self):
             bv, bt, n, m = block.raw.shape
             masks = block.clips.expand(bv, bt, n), block.captions.expand(bv, bt, m)
             how = type(self).__name__, float(self.smoothing)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from norton_losses._checks import check_choice, check_positive
-from norton_losses._numerics import full_precision
+from norton_losses._numerics import full_precision, is_traced
 from norton_losses._typing import TransportObjective
 from norton_losses.prompt_bucket import PromptBucket
 from norton_losses.sequence_measures.measure import AbstractSequenceMeasure, MeasureOutput
@@ -164,9 +164,7 @@ class TransportMeasure(AbstractSequenceMeasure):
             else:
                 problem = self.bucket(block, self.epsilon)
             p = problem.bucket_value
-            wide = problem.precise(_spread(problem, block))
-            if self.sinkhorn.supports(wide).ok:  # some solvers have float32 alone
-                problem = wide
+            problem = self.sinkhorn.with_digits(problem, self._spread(problem, block))
             plan = self.sinkhorn.solve(problem.T).T
             if self.objective == "entropic":
                 score = entropic_score(plan)
@@ -177,6 +175,17 @@ class TransportMeasure(AbstractSequenceMeasure):
 
     def bucket_value(self, block: SimilarityBlock) -> Tensor | None:
         return None if self.bucket is None else self.bucket(block, self.epsilon).bucket_value
+
+    def _spread(self, problem: TransportProblem, block: SimilarityBlock) -> float | None:
+        """How far apart the scores are known to be; the CPU may look at them."""
+        if problem.spread is not None:
+            return problem.spread
+        if block.bounds is not None and self.bucket is not None:
+            # A learned offset, whose range nobody knows, begins at 0.
+            value = block.bounds[0] if self.bucket.value is None else self.bucket.value
+            return max(block.bounds[1], value) - min(block.bounds[0], value)
+        look = problem.scores.is_cpu and not is_traced(problem.scores)
+        return problem.look_for_spread() if look else None
 
     def for_retrieval(self, bucket_value: float | None = None) -> TransportMeasure:
         """The same measure with a fixed bucket value, or with no bucket.
@@ -198,12 +207,3 @@ class TransportMeasure(AbstractSequenceMeasure):
             f"epsilon={self.epsilon}, sinkhorn={self.sinkhorn}, "
             f"conserve_mass={self.conserve_mass}, objective={self.objective!r}"
         )
-
-
-def _spread(problem: TransportProblem, block: SimilarityBlock) -> float | None:
-    """How far apart the scores are known to be; the CPU may look at them."""
-    if block.bounds is not None:
-        learned = problem.spread is None  # and then the bucket lies near the similarities
-        return block.bounds[1] - block.bounds[0] if learned else problem.spread
-    look = problem.scores.is_cpu and not torch.compiler.is_compiling()
-    return problem.look_for_spread() if look else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 
@@ -15,6 +15,8 @@ from norton_losses.sinkhorn.iteration import Scalings
 from norton_losses.sinkhorn.plan import TransportPlan
 from norton_losses.sinkhorn.plan_gradient import implicit_plan
 from norton_losses.sinkhorn.problem import AbstractProblem
+
+Problem = TypeVar("Problem", bound=AbstractProblem)
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,14 @@ class AbstractSinkhorn(ABC):
             with torch.no_grad():
                 plan = self._plan(problem, problem.detach())
             return implicit_plan(plan) if self.plan_gradient == "implicit" else plan
+
+    def with_digits(self, problem: Problem, spread: float | None) -> Problem:
+        """A problem whose scores are known to span so much, in float64 if that takes it.
+
+        A solver that has float32 alone gets it as it is.
+        """
+        wide = problem.precise(spread)
+        return wide if self.supports(wide).ok else problem
 
     def _plan(
         self, problem: AbstractProblem, solved: AbstractProblem, *, differentiable: bool = False

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
-import torch
-
 from norton_losses._checks import check_choice, check_positive
+from norton_losses._numerics import is_traced
 from norton_losses._typing import PlanGradient, SinkhornDomain
 from norton_losses.sinkhorn import operator
 from norton_losses.sinkhorn.blockwise import solve_by_blocks
@@ -102,7 +101,7 @@ class TorchSinkhorn(AbstractSinkhorn):
             marginals = problem.log_mu, problem.log_nu
             return solve_by_logs(log_kernel, *marginals, *steps, problem.shard)
         # Only a compiler needs the operators: eagerly their dispatch costs more than a small solve.
-        compiling = torch.compiler.is_compiling()
+        compiling = is_traced(problem.log_mu)
         tensors: Any = (getattr(problem, name) for name in problem.tensors)
         if problem.holds_scores:
             solve: Any = operator.explicit_operator if compiling else operator.solve_explicit
