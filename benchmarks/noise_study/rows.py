@@ -18,17 +18,18 @@ FULL_ROWS, QUICK_ROWS = COMMITTED / "noise_study", QUICK / "noise_study"
 class Rows:
     """Every row in a folder, whatever part of the study asked for it first.
 
-    The last line of a file may be half a row, of a study that was killed: it is taken away.
+    The last line of a file may be half a row, of a study that was killed, or that is writing it: it
+    is left out, and taken away before the next row is written.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._by_key: dict[str, Row] = {}
+        self._partial: set[Path] = set()
         for path in sorted(folder.glob("*.jsonl")):
             text = path.read_text()
             whole = text[: text.rfind("\n") + 1]
-            if whole != text:
-                path.write_text(whole)
+            self._partial |= {path} if whole != text else set()
             for line in whole.splitlines():
                 row = json.loads(line)
                 validate(row)
@@ -44,7 +45,12 @@ class Rows:
         """Keep a row, in the file of the part that asked for it, from now on."""
         validate(row)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f"{part}.jsonl").open("a") as file:
+        path = self.folder / f"{part}.jsonl"
+        if path in self._partial:
+            text = path.read_text()
+            path.write_text(text[: text.rfind("\n") + 1])
+            self._partial.remove(path)
+        with path.open("a") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._by_key[row["key"]] = row
 

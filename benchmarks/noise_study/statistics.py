@@ -31,6 +31,8 @@ class Sample:
     def minus(self, other: Sample, task: str, claims: int = 1) -> Estimate:
         """The difference, paired by seed and video, at 95 % over that many claims (Bonferroni)."""
         seeds = sorted(self.rows.keys() & other.rows.keys())
+        if len(seeds) < min(_LEAST_SEEDS, len(self.rows), len(other.rows)):
+            raise ValueError(f"two samples must share {_LEAST_SEEDS} seeds, and share {seeds}")
         difference = self.values(task, seeds) - other.values(task, seeds)
         return estimate(difference, 1 - 0.05 / claims)
 
