@@ -14,8 +14,8 @@ from norton_losses.sinkhorn.iteration import AbstractSteps, Scalings, State, ite
 class LogSteps(AbstractSteps):
     """Steps on log-scalings, the ones that can be differentiated through.
 
-    Logarithms of size r carry an absolute error of about r ulp, so a range of 1e5 or more is work
-    for float64.
+    Logarithms of size r carry an absolute error of about r ulp: see
+    :meth:`~norton_losses.AbstractProblem.precise`.
 
     Args:
         log_kernel: S / epsilon (..., n, m).
