@@ -174,16 +174,21 @@ def headline(study: Study) -> str:
         ("asynchrony 60 %", of_noise(study, "asynchrony", 0.6)),
         ("all kinds 60 %", of_noise(study, "all", 0.6)),
     )
+    tasks = (*BOTH, "DTW")
     lines = []
     for what, found in asked:
-        for task in BOTH:
+        for task in tasks:
             if not set(head[2:5]) <= found.keys():
                 lines.append([what, task, NOT_MEASURED, "", "", ""])
                 continue
-            difference = found["NortonLoss"].minus(found["InfoNCE"], task, len(BOTH) * len(asked))
+            difference = found["NortonLoss"].minus(found["InfoNCE"], task, len(tasks) * len(asked))
             cells = [str(found[name].of(task)) for name in head[2:5]]
             lines.append([what, task, *cells, difference.signed])
     return markdown(head, lines)
+
+
+# The row that each row of the ablation is compared with.
+_BASES = {"B": "A", "C": "A", "D": "C", "E": "D", "F": "E", "G": "E", "H": "E", "I": "E", "J": "E"}
 
 
 def ablation(study: Study) -> str:
@@ -193,11 +198,20 @@ def ablation(study: Study) -> str:
     lines = []
     for name in ABLATION:
         if name not in found:
-            lines.append([name, NOT_MEASURED, "", "", PUBLISHED.get(name, "")])
+            lines.append([name, NOT_MEASURED, *[""] * 4, PUBLISHED.get(name, "")])
             continue
         cells = [str(found[name].of(task)) for task in tasks]
+        base = _BASES.get(name[0], "none")
+        beside = next((found[row] for row in found if row.startswith(base)), None)
+        for task in BOTH:
+            claims = len(BOTH) * len(_BASES)
+            difference = beside and found[name].minus(beside, task, claims).signed
+            cells.append(f"− {base}: {difference}" if difference else "")
         lines.append([name, *cells, PUBLISHED.get(name, "")])
-    return markdown(["row", *tasks, "published: clip, DTW, DTW with background"], lines)
+    differences = [f"{task}, difference" for task in BOTH]
+    return markdown(
+        ["row", *tasks, *differences, "published: clip, DTW, DTW with background"], lines
+    )
 
 
 def variants(study: Study) -> str:
