@@ -78,7 +78,7 @@ class SimilarityBlock:
         """(Bv, Bt, N, M), float32 or wider, 0 where absent."""
         if self._values is not None:
             return self._values
-        values = self.raw.masked_fill(~self.valid, 0)
+        values = torch.where(self.valid, self.raw, 0)
         if torch.is_grad_enabled():  # what is made without a graph must not be kept for later
             self._values = values
         return values

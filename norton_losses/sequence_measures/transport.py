@@ -47,13 +47,14 @@ def transport_score(plan: TransportPlan, *, conserve_mass: bool = True) -> Tenso
     log_core, scores = plan.log_plan, plan.problem.scores
     if plan.problem.has_bucket:
         log_core, scores = log_core[..., :-1, :-1], scores[..., :-1, :-1]
-    if conserve_mass:
-        # On logarithms, since a core may hold less mass than the dtype's smallest number.
-        empty = (log_core == -torch.inf).all(-1, keepdim=True).all(-2, keepdim=True)
-        log_core = log_core - log_core.masked_fill(empty, 0).logsumexp((-2, -1), keepdim=True)
-    elif plan.problem.has_bucket:
-        scores = 2 * scores
-    return (log_core.exp() * scores).sum((-2, -1))
+    if not conserve_mass:
+        scores = 2 * scores if plan.problem.has_bucket else scores
+        return (log_core.exp() * scores).sum((-2, -1))
+    # Over its largest entry, since a core may hold less mass than the dtype's smallest number.
+    largest = log_core.detach().amax((-2, -1), keepdim=True)
+    core = (log_core - largest.masked_fill(largest == -torch.inf, 0)).exp()
+    mass = core.sum((-2, -1))
+    return (core * scores).sum((-2, -1)) / mass.masked_fill(mass == 0, 1)
 
 
 def entropic_score(plan: TransportPlan) -> Tensor:

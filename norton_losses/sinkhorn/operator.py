@@ -41,8 +41,7 @@ def solve_explicit(
         return _contiguous(solve_by_logs(*problem))
     if domain == "stabilized":
         return _contiguous(solve_by_chunks(StabilizedSteps, *problem))
-    steps = partial(ScalingSteps, compiled=compiled)
-    return _contiguous(solve_by_chunks(steps, *problem, compiled=compiled))
+    return _contiguous(solve_by_chunks(partial(ScalingSteps, compiled=compiled), *problem))
 
 
 def solve_cloud(

@@ -181,8 +181,8 @@ class TransportProblem(AbstractProblem):
         # With one side absent there is nothing to move.
         rows, columns = row_mask.any(-1, keepdim=True), column_mask.any(-1, keepdim=True)
         row_mask, column_mask = row_mask & columns, column_mask & rows
-        absent = ~(row_mask[..., :, None] & column_mask[..., None, :])
-        scores = up_cast(scores, working_dtype(scores)).masked_fill(absent, 0)
+        present = row_mask[..., :, None] & column_mask[..., None, :]
+        scores = torch.where(present, up_cast(scores, working_dtype(scores)), 0)
         one = scores.new_zeros(())
         marginals = log_marginal(row_mask, one), log_marginal(column_mask, one)
         # The shard too, since a compiler cannot make the default of a dataclass.

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
-from typing import TypeAlias, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from norton_losses.sinkhorn.iteration import (
     log_start,
 )
 from norton_losses.sinkhorn.log_domain import LogSteps
+from norton_losses.sinkhorn.scaling_step import Step, step_of
 
 # The range of scores over epsilon up to which ScalingSteps keeps every number, and every product of
 # two, inside the dtype: that ends at e^88 and e^709, and small masses need some of it.
@@ -30,10 +30,7 @@ SCALING_RANGE = {torch.float32: 60.0, torch.float64: 500.0}
 # kernel entries that underflowed to 0 are negligible.
 _ABSORB_BEYOND = {torch.float32: 20.0, torch.float64: 200.0}
 # How much kernel the CPU works on at a time, in bytes, so that it stays in the cache for all steps.
-# The compiled step needs no scratch space, and each call of it costs more.
-_CHUNK, _COMPILED_CHUNK = 1 << 21, 1 << 23
-
-Step: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
+_CHUNK = 1 << 22
 
 
 class _PlainSteps(AbstractSteps):
@@ -77,7 +74,7 @@ class ScalingSteps(_PlainSteps):
     Right where the scores of present cells range over no more than :data:`SCALING_RANGE` epsilons.
     States are u (n, B) and v (m, B).
 
-    ``compiled`` fuses product and sum, which takes some seconds the first time.
+    ``compiled`` is of :func:`step_of`.
     """
 
     def __init__(
@@ -89,7 +86,7 @@ class ScalingSteps(_PlainSteps):
             present = present.masked_fill(self.absent, -torch.inf)
         self.offset = -present.amax((-2, -1))[:, None]  # (B, 1)
         kernel = self.kernel(self.offset.expand_as(log_mu))
-        self.step = _step_of(kernel, self.mu, self.nu, compiled)
+        self.step = step_of(kernel, self.mu, self.nu, compiled=compiled)
 
     def start(self) -> State:
         return self.ones()
@@ -128,7 +125,7 @@ class StabilizedSteps(_PlainSteps):
             if self._safe(u, v):
                 return u, v, *state[2:]
         log_u, log_v = self.logs(self.log_scalings(state))
-        self.step = _step_of(self.kernel(log_u, log_v), self.mu, self.nu)
+        self.step = step_of(self.kernel(log_u, log_v), self.mu, self.nu)
         return *self.ones(), log_u.T, log_v.T
 
     def row_error(self, before: State, after: State) -> Tensor:
@@ -155,8 +152,6 @@ def solve_by_chunks(
     log_nu: Tensor,
     iterations: int,
     tolerance: float | None = None,
-    *,
-    compiled: bool = False,
 ) -> Scalings:
     """Solve problems (..., n, m) in chunks: on the CPU as many as fit its cache, else all."""
     *batch, n, m = log_kernel.shape
@@ -164,8 +159,7 @@ def solve_by_chunks(
     log_mu, log_nu = log_mu.reshape(-1, n), log_nu.reshape(-1, m)
     count = len(log_kernel)
     if log_kernel.is_cpu:
-        size = _COMPILED_CHUNK if compiled else _CHUNK
-        count = max(1, size // (n * m * log_kernel.element_size()))
+        count = max(1, _CHUNK // (n * m * log_kernel.element_size()))
     parts: list[tuple[Tensor, Tensor]] = []
     taken: list[Tensor] = []
     for k in range(0, len(log_kernel), count):
@@ -177,40 +171,3 @@ def solve_by_chunks(
     log_u, log_v = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
     steps = torch.cat(taken).reshape(batch)
     return Scalings(log_u.reshape(*batch, n), log_v.reshape(*batch, m), steps)
-
-
-def _step_of(kernel: Tensor, mu: Tensor, nu: Tensor, compiled: bool = False) -> Step:
-    """From v (m, B) to u = mu / (K v) (n, B) and v = nu / (K' u) (m, B), for kernels (B, n, m)."""
-    if len(kernel) == 1 and not compiled:
-        single = kernel[0]
-
-        def one(v: Tensor) -> tuple[Tensor, Tensor]:
-            u = mu / torch.mv(single, v[:, 0])[:, None]
-            return u, nu / torch.mv(single.T, u[:, 0])[:, None]
-
-        return one
-    by_column = kernel.permute(1, 2, 0).contiguous()  # (n, m, B)
-    if compiled:
-        fused = _compiled_step()
-        return lambda v: fused(by_column, mu, nu, v)
-    # Eagerly the product is written out: into the same memory each time, and summed over the first
-    # dimension, along the batch.
-    by_row = by_column.transpose(0, 1).contiguous()  # (m, n, B)
-    row_scratch = torch.empty_like(by_row)
-    column_scratch = row_scratch.view(by_column.shape)
-
-    def many(v: Tensor) -> tuple[Tensor, Tensor]:
-        u = mu / torch.mul(by_row, v[:, None], out=row_scratch).sum(0)
-        return u, nu / torch.mul(by_column, u[:, None], out=column_scratch).sum(0)
-
-    return many
-
-
-def _fused_step(kernel: Tensor, mu: Tensor, nu: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    u = mu / (kernel * v).sum(1)
-    return u, nu / (kernel * u[:, None]).sum(0)
-
-
-@cache
-def _compiled_step() -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    return torch.compile(_fused_step)  # pyright: ignore[reportUnknownMemberType]
