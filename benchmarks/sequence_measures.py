@@ -2,7 +2,8 @@
 
 The size of YouCookII's test: 436 videos with as many paragraphs, 3 to 16 clips and captions. The
 naive form is a loop over cells within one over pairs; the other writes the loop over cells once, of
-all pairs. The floor is one pass over the similarities.
+all pairs. The floor is one pass over the similarities. Of smooth DTW the peers are ddtw's compiled
+loops, which take lengths, and tslearn's, which take pairs of equal lengths.
 
 Retrieval is of whole corpora, from embeddings: there the naive form holds all similarities.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +34,7 @@ from norton_losses.retrieval import retrieve
 
 LOOP, CELLS = "loop over pairs and cells", "loop over cells, all pairs at once"
 SMOOTHING = 0.1
+PEERS = ("ddtw", "tslearn")
 # The measure, its naive loop, and its definition by cells.
 KINDS = {
     "DynamicTimeWarping": (DynamicTimeWarping, naive.warping_score, naive.warping_of_all_pairs),
@@ -50,7 +53,9 @@ def works(size: Size) -> list[Work]:
     aligned = [alignment(n, 436, (c,)) for n, c in zip(KINDS, faster, strict=True)]
     largest = 1.5e9
     peaks = tuple(Claim(name, None, "peak memory", at_most=largest) for name in retrievers())
-    return [*aligned, *(smooth(name, 128) for name in KINDS), retrieval(2000, 8, 512, peaks)]
+    first = tuple(Claim("DynamicTimeWarping", peer, "faster", at_least=1.0) for peer in PEERS)
+    smoothed = smooth("DynamicTimeWarping", 436, first), smooth("OrderedAlignment", 436)
+    return [*aligned, *smoothed, retrieval(2000, 8, 512, peaks)]
 
 
 def alignment(name: str, videos: int, claims: tuple[Claim, ...] = ()) -> Work:
@@ -73,7 +78,7 @@ def alignment(name: str, videos: int, claims: tuple[Claim, ...] = ()) -> Work:
     )
 
 
-def smooth(name: str, videos: int) -> Work:
+def smooth(name: str, videos: int, claims: tuple[Claim, ...] = ()) -> Work:
     kind, _, of_all_pairs = KINDS[name]
     soft = partial(of_all_pairs, smoothing=SMOOTHING)
     entries = float(videos * 16) ** 2
@@ -84,11 +89,69 @@ def smooth(name: str, videos: int) -> Work:
         (
             function(name, "ours", kind(SMOOTHING)),
             function(CELLS, "naive", soft, bytes_needed=60 * entries),
+            *(peers() if name == "DynamicTimeWarping" else ()),
             floor(),
         ),
         lambda made: prepared(soft, made),
-        modes=("forward+backward",),
+        modes=("forward", "forward+backward"),
+        value_tolerance=1e-6,
+        claims=claims,
     )
+
+
+def peers() -> list[Contender]:
+    computed = ddtw_warping, tslearn_warping
+    return [
+        function(name, "peer", compute, needs=name, device="cpu", compiles=True)
+        for name, compute in zip(PEERS, computed, strict=True)
+    ]
+
+
+def ddtw_warping(similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor) -> Tensor:
+    """All pairs in one batch; its module gives their mean, and what it averages is used."""
+    from ddtw import dDTW  # pyright: ignore
+
+    clips, captions = pair_lengths(similarity, clip_mask, caption_mask)
+    module: Any = dDTW(
+        min_function="softmin", gamma=SMOOTHING, normalization="none", backend="cpu_numba",
+        dtype_float=similarity.dtype,
+    )  # fmt: skip
+    distances: list[Tensor] = []
+    of_pairs = module.compute_dDTW
+
+    def kept(*inputs: Any) -> Tensor:
+        distances.append(of_pairs(*inputs))
+        return distances[0]
+
+    module.compute_dDTW = kept
+    module(C=(1 - similarity).flatten(0, 1), list_N=clips, list_M=captions)
+    return -(distances[0] / (clips + captions)).view(similarity.shape[:2])
+
+
+def tslearn_warping(similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor) -> Tensor:
+    """A batch for each pair of lengths."""
+    from tslearn.metrics import SoftDTWLossPyTorch  # pyright: ignore
+
+    module: Any = SoftDTWLossPyTorch(SMOOTHING, dist_func=lambda costs, _: costs.clone())
+    clips, captions = pair_lengths(similarity, clip_mask, caption_mask)
+    order = (clips * (similarity.shape[3] + 1) + captions).argsort()
+    sizes = torch.stack([clips, captions], -1)[order].unique_consecutive(dim=0, return_counts=True)
+    costs = (1 - similarity).flatten(0, 1)[order].split(sizes[1].tolist())
+    scores = [
+        -module(part[:, :n, :m], part[:, :n, :m]) / (n + m)
+        for part, (n, m) in zip(costs, sizes[0].tolist(), strict=True)
+    ]
+    return torch.cat(scores)[order.argsort()].view(similarity.shape[:2]).to(similarity.dtype)
+
+
+def pair_lengths(
+    similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How many clips and captions each pair has, (Bv * Bt,)."""
+    shape = similarity.shape[:2]
+    counts = clip_mask.sum(-1)[:, None], caption_mask.sum(-1)[None]
+    clips, captions = (count.expand(shape).flatten() for count in counts)
+    return clips, captions
 
 
 def retrieval(videos: int, length: int, width: int, claims: tuple[Claim, ...] = ()) -> Work:

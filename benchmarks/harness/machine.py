@@ -16,7 +16,9 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 _MEASURING = ("clock", "gate", "job", "machine", "memory", "passes", "suite", "work")
-PEERS = ("numpy", "POT", "geomloss", "pykeops", "triton", "ott-jax", "jax")
+PEERS = (
+    "numpy", "POT", "geomloss", "pykeops", "triton", "ott-jax", "jax", "ddtw", "tslearn", "numba",
+)  # fmt: skip
 
 
 def installed(distribution: str) -> str | None:
