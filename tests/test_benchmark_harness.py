@@ -18,7 +18,7 @@ from torch import Tensor
 
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
 
-from benchmarks import SUITES, distributed, token_similarity, works_of  # noqa: E402
+from benchmarks import SUITES, compiling, distributed, token_similarity, works_of  # noqa: E402
 from benchmarks.harness import machine, memory, results, tables, worker  # noqa: E402
 from benchmarks.harness.clock import CUDAClock, in_turns, time_in_turns  # noqa: E402
 from benchmarks.harness.compare import compare, tree_of  # noqa: E402
@@ -448,7 +448,8 @@ def test_a_figure_is_known_as_one(figure: str) -> None:
 def test_no_figure_of_speed_or_memory_stands_outside_the_results() -> None:
     for page in tables.PAGES:
         prose = page.read_text()
-        for block in (tables.BLOCK, distributed.BLOCK, noise_study.BLOCK):  # which rows fill
+        blocks = tables.BLOCK, distributed.BLOCK, compiling.BLOCK, noise_study.BLOCK
+        for block in blocks:  # which rows fill
             prose = block.sub("", prose)
         found = [match[0] for match in SPEEDS.finditer(prose)]
         assert not found, f"{page.name}: {found}"

@@ -35,14 +35,14 @@ def rows_table(record: Record) -> str:
         if row["status"] != "timed":
             lines.append([*line, f"{row['status']}: {row['reason']}", *[""] * 5, *_errors(row)])
             continue
-        low, high = _seconds(row["q20_s"]), _seconds(row["q80_s"])
+        low, high = duration(row["q20_s"]), duration(row["q80_s"])
         naive = _beside(record, row, "contender", row["against"])
         bottom = _beside(record, row, "role", "floor")
         compared = row["role"] in ("ours", "peer")
         lines.append(
             [
                 *line,
-                _seconds(row["median_s"]),
+                duration(row["median_s"]),
                 f"{low} - {high}",
                 str(row["rounds"]),
                 _times(_ratio(naive, row)) if naive and compared else "",
@@ -88,7 +88,7 @@ def claims_table(record: Record) -> str:
 def compile_table(record: Record) -> str:
     """First calls that took long, above all to compile; no median holds them."""
     lines = [
-        [row["work"], row["mode"], row["contender"], _seconds(first), _seconds(row["median_s"])]
+        [row["work"], row["mode"], row["contender"], duration(first), duration(row["median_s"])]
         for row in record["rows"]
         if row["status"] == "timed" and not row["sweep"]
         if (first := row["first_call_s"] or 0.0) > max(1.0, 5 * row["median_s"])
@@ -223,7 +223,7 @@ def _short(number: float) -> str:
     return f"{number:.0f}" if number >= 20 else f"{number:.1f}" if number >= 2 else f"{number:.2f}"
 
 
-def _seconds(seconds: float) -> str:
+def duration(seconds: float) -> str:
     for unit, scale in (("s", 1.0), ("ms", 1e3)):
         if seconds * scale >= 1:
             return f"{seconds * scale:.3g} {unit}"
