@@ -7,7 +7,8 @@ would make a training step wait for the GPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import signature
 from numbers import Integral, Real
 from typing import Any, cast
 
@@ -52,9 +53,11 @@ def check_mask(name: str, mask: Tensor, shape: Sequence[int], like: Tensor) -> N
             "torch.as_tensor"
         )
     if mask.dtype != torch.bool:
+        remedy = "write mask.bool(), or mask == 0 if it marks padding with 1"
+        if mask.is_floating_point():
+            remedy += ", or if it is added to scores, 0 where valid and -inf where not"
         raise TypeError(
-            f"{name} must be a bool tensor with True where valid, got {mask.dtype}; "
-            "write mask.bool(), or mask == 0 if it marks padding with 1"
+            f"{name} must be a bool tensor with True where valid, got {mask.dtype}; {remedy}"
         )
     check_shape(name, mask, shape)
     check_device(name, mask, like)
@@ -155,6 +158,18 @@ def check_fraction(name: str, value: float) -> None:
     check_number(name, value)
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie in [0, 1], got {value}")
+
+
+def check_misplaced(
+    owner: str, given: Iterable[str], places: Mapping[str, Callable[..., object]]
+) -> None:
+    """Raise where an argument was given that belongs to a part: places are how to write each."""
+    for name in given:
+        takers = [how for how, part in places.items() if name in signature(part).parameters]
+        remedy = " or ".join(f"{owner}({how.format(f'{name}=...')})" for how in takers)
+        raise TypeError(
+            f"{owner} has no argument {name!r}" + (f"; write {remedy}" if takers else "")
+        )
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:

@@ -128,12 +128,16 @@ class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
         self.check_logit_scale(inputs.logit_scale)
         clips, captions = inputs.video.mask, inputs.text.mask
         if clips.shape != captions.shape:
+            remedy = (
+                "group flat tokens (K, T, D) by Segments.from_flat(tokens, counts); where videos "
+                "really have other numbers of clips than captions, use NortonVideoParagraphLoss, "
+                "or give what is missing an empty entry"
+            )
+            if inputs.video.tokens.shape[2] == captions.shape[1]:
+                remedy = "if video is (B, F, N, D), pass video.transpose(1, 2)"
             raise ValueError(
                 "clip i is paired with caption i, so there must be as many of each, got N = "
-                f"{clips.shape[1]} clips and M = {captions.shape[1]} captions; group flat tokens "
-                "(K, T, D) by Segments.from_flat(tokens, counts); where videos really have other "
-                "numbers of clips than captions, use NortonVideoParagraphLoss, or give what is "
-                "missing an empty entry"
+                f"{clips.shape[1]} clips and M = {captions.shape[1]} captions; {remedy}"
             )
         if inputs.group_ids is not None:
             _check_group_ids(inputs.group_ids, clips)

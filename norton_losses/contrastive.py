@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from norton_losses._checks import check_floating, check_mask, check_number, check_shape
-from norton_losses._numerics import masked_log_softmax, up_cast, working_dtype
+from norton_losses._numerics import is_traced, masked_log_softmax, up_cast, working_dtype
 from norton_losses.distributed import ONE_PROCESS, Shard
 from norton_losses.scalar_state import ScalarState
 
 COLDEST, HOTTEST = 0.01, 1.0  # the temperatures allowed
+PATIENCE = 1000  # steps without a change, more than gradients are accumulated over
 
 
 def symmetric_cross_entropy(
@@ -225,6 +227,10 @@ class Temperature(ScalarState):
     """
 
     log_scale: Tensor
+    _unmoved: tuple[int, int] = (
+        0,
+        0,
+    )  # how many calls in training found it at the same version, and which
 
     def __init__(self, value: float = 0.07, *, learnable: bool = True) -> None:
         super().__init__()
@@ -232,9 +238,25 @@ class Temperature(ScalarState):
         self.hold("log_scale", -math.log(value), learnable=learnable)
 
     def forward(self) -> Tensor:
+        if self.training and torch.is_grad_enabled() and not is_traced(self.log_scale):
+            self._notice_that_nobody_trains_it()
         log_scale = up_cast(self.log_scale, working_dtype(self.log_scale)).reshape(())
         bounds = -math.log(HOTTEST), -math.log(COLDEST)
         return (-ClampWithReturn.apply(log_scale, *bounds)).exp()  # pyright: ignore
+
+    def _notice_that_nobody_trains_it(self) -> None:
+        if not isinstance(self.log_scale, nn.Parameter) or not self.log_scale.requires_grad:
+            return
+        calls, version = self._unmoved
+        calls = calls + 1 if version == self.log_scale._version else 1
+        self._unmoved = calls, self.log_scale._version
+        if calls == PATIENCE:
+            warnings.warn(
+                f"no optimiser has changed the temperature in {PATIENCE} steps: hand the loss's "
+                "parameters() to it beside the model's, or build the loss with "
+                "learnable_temperature=False",
+                stacklevel=2,
+            )
 
     def extra_repr(self) -> str:
         return f"log_scale={self.shown()}, learnable={self.log_scale.requires_grad}"

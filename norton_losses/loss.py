@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import deepcopy
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_losses._checks import check_choice, check_positive
-from norton_losses._numerics import full_precision
+from norton_losses._numerics import full_precision, is_traced
 from norton_losses._typing import Gather
 from norton_losses.contrastive import Temperature
 from norton_losses.distributed import ONE_PROCESS, ProcessGroup, Shard, check_group
@@ -104,6 +105,7 @@ class AbstractLoss(nn.Module, ABC, Generic[Output]):
         if self.process_group is None:
             inputs = self.read(video, text, group_ids, logit_scale)
             self.check(inputs)
+            _notice_that_nothing_is_valid(inputs)
         else:
             inputs = self._read_with_others(video, text, group_ids, logit_scale)
         with full_precision(inputs.video.tokens):
@@ -157,9 +159,12 @@ class AbstractLoss(nn.Module, ABC, Generic[Output]):
             video, text = or_absent(video), or_absent(text)
         video, text = read_pair(video, text, by_embeddings=self.by_embeddings)
         if len(video) != len(text):
+            remedy = "to rank other numbers of them use .score of a NortonLoss"
+            if video.tokens.shape[1] == len(text) or text.tokens.shape[1] == len(video):
+                remedy = "if one of them is (N, B, T, D), pass its .transpose(0, 1)"
             raise ValueError(
                 f"video and text must hold as many sequences, got B = {len(video)} and "
-                f"{len(text)}; to rank other numbers of them use .score of a NortonLoss"
+                f"{len(text)}; {remedy}"
             )
         return LossInputs(video, text, group_ids, logit_scale, ONE_PROCESS)
 
@@ -204,6 +209,12 @@ class AbstractContrastiveLoss(AbstractLoss[Output]):
                 "logit_scale must be a single number, already exponentiated, got shape "
                 f"{tuple(logit_scale.shape)}; for CLIP models pass model.logit_scale.exp()"
             )
+        elif isinstance(logit_scale, nn.Parameter) and not torch.compiler.is_compiling():
+            warnings.warn(
+                "logit_scale is a parameter, and so most likely a logarithm: pass "
+                "model.logit_scale.exp(), or 1 * it if it is trained as a factor",
+                stacklevel=2,
+            )
 
     def scale(self, inputs: LossInputs) -> Tensor:
         """What scores are multiplied by (): 1 / tau, or the scale from outside, or 1."""
@@ -216,3 +227,14 @@ class AbstractContrastiveLoss(AbstractLoss[Output]):
             return scale.reshape(())
         # A number on the CPU would do, but its gradient is summed where the tokens are.
         return inputs.shard.replicated(scale.reshape(()).to(inputs.video.tokens.device))
+
+
+def _notice_that_nothing_is_valid(inputs: LossInputs) -> None:
+    """On the CPU alone: a GPU would have to wait."""
+    masks = inputs.video.mask, inputs.text.mask
+    if masks[0].is_cpu and not is_traced(masks[0]) and not all(mask.any() for mask in masks):
+        warnings.warn(
+            "no clip, or no caption, of this batch is valid, so that the loss is 0: masks are True "
+            "where valid, and one that is True at padding goes in as ~mask",
+            stacklevel=2,
+        )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import final
+from typing import NoReturn, final
 
 from torch import Tensor
 
-from norton_losses._checks import check_not_negative
+from norton_losses._checks import check_misplaced, check_not_negative
 from norton_losses._typing import Gather, Range
 from norton_losses.clip_caption import ClipCaptionOTLoss
 from norton_losses.distributed import ProcessGroup
@@ -18,6 +19,14 @@ from norton_losses.sequence_measures import TransportMeasure
 from norton_losses.sinkhorn import TorchSinkhorn
 from norton_losses.token_similarity import SoftMaximumSimilarity
 from norton_losses.video_paragraph import NortonVideoParagraphLoss
+
+# Where arguments go that people give to the whole.
+_PLACES: dict[str, Callable[..., object]] = {
+    "clip_caption=ClipCaptionOTLoss({})": ClipCaptionOTLoss,
+    "NortonVideoParagraphLoss({})": NortonVideoParagraphLoss,
+    "NortonVideoParagraphLoss(SoftMaximumSimilarity({}))": SoftMaximumSimilarity,
+    "NortonVideoParagraphLoss(measure=TransportMeasure({}))": TransportMeasure,
+}
 
 
 @final
@@ -42,6 +51,7 @@ class NortonLoss(AbstractLoss[NortonOutput]):
 
     Raises:
         ValueError: ``weight`` below 0, a process group of a term's own.
+        TypeError: what is no such term; arguments of a part, with the part that takes them.
 
     Source: Eq. (1) of Lin et al., ICLR 2024.
 
@@ -62,7 +72,9 @@ class NortonLoss(AbstractLoss[NortonOutput]):
         weight: float = 1.0,
         process_group: ProcessGroup = None,
         gather: Gather = "all",
+        **misplaced: NoReturn,
     ) -> None:
+        check_misplaced("NortonLoss", misplaced, _PLACES)
         super().__init__(process_group, gather)
         check_not_negative("weight", weight)
         _check_loss("video_paragraph", video_paragraph, NortonVideoParagraphLoss)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,18 @@ from norton_losses.similarity_block import SimilarityBlock
 from norton_losses.sinkhorn import TransportPlan
 
 
-@dataclass(frozen=True, eq=False)
-class VideoParagraphOutput:
+class _Output:
+    """A result whose repr is short: that of all its tensors would be pages long."""
+
+    loss: Tensor
+
+    def __repr__(self) -> str:
+        loss = "on meta" if self.loss.is_meta else f"{self.loss.item():.4f}"
+        return f"{type(self).__name__}(loss={loss})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class VideoParagraphOutput(_Output):
     """The loss, with its gradient, and what it was made of, detached.
 
     With a process group the second B is that of the text of all processes, padded alike.
@@ -32,6 +43,9 @@ class VideoParagraphOutput:
         temperature: ().
         clip_mask: (B, N), bool, the clips that took part.
         caption_mask: (B, M), bool, the captions that took part.
+        frame_mask: (B, N, F), bool, the frames that took part; None where a similarity came
+            ready-made.
+        word_mask: (B, M, W), bool, the words that took part, of this process; or None.
         block, measured: what the similarity and the measure gave, with their gradient.
     """
 
@@ -40,6 +54,8 @@ class VideoParagraphOutput:
     measured: MeasureOutput
     logits: Tensor
     temperature: Tensor
+    frame_mask: Tensor | None = None
+    word_mask: Tensor | None = None
 
     @property
     def similarity(self) -> Tensor:
@@ -80,7 +96,8 @@ class VideoParagraphOutput:
         transport ``plan_entropy`` :math:`-\sum Q \log Q` in nats, a mean over videos with their own
         paragraphs, and ``marginal_error``, the largest of all pairs; of a bucket its value p
         ``bucket_value``, and ``bucket_mass``, the share of the clips' and captions' mass that it
-        took, a mean over videos with their own paragraphs.
+        took, a mean over videos with their own paragraphs. How many took part, of this process:
+        ``videos`` that have a valid paragraph, ``clips``, ``captions``, ``frames``, ``words``.
 
         Example:
             >>> import torch
@@ -97,9 +114,18 @@ class VideoParagraphOutput:
             "similarity_min": lo,
             "similarity_max": hi,
         }
+        captions = self.caption_mask[self.block.own]
+        present = self.clip_mask.any(-1) & captions.any(-1)
+        counted = {
+            "videos": present,
+            "clips": self.clip_mask,
+            "captions": captions,
+            "frames": self.frame_mask,
+            "words": self.word_mask,
+        }
+        numbers |= {name: mask.sum() for name, mask in counted.items() if mask is not None}
         plan, bucket_value = self.plan, self.bucket_value
         if plan is not None:
-            present = self.clip_mask.any(-1) & self.caption_mask.any(-1)[self.block.own]
             index = torch.arange(len(present), device=present.device)
             own = plan[index, self.block.own]
             numbers["plan_entropy"] = masked_mean(own.entropy, present, 0)
@@ -112,8 +138,8 @@ class VideoParagraphOutput:
         return _plain(numbers)
 
 
-@dataclass(frozen=True, eq=False)
-class ClipCaptionOutput:
+@dataclass(frozen=True, eq=False, repr=False)
+class ClipCaptionOutput(_Output):
     """The loss, with its gradient, and what it was made of, detached.
 
     With a process group rows are the pairs of this process, and columns those of all, padded alike.
@@ -149,8 +175,9 @@ class ClipCaptionOutput:
         ``loss``, ``temperature``; ``logit_min`` and ``logit_max`` of valid pairs, unless
         ``chunk_rows`` held none of them; of a transport ``faulty_negative_mass``
         :math:`1 - \sum_i Q_{ii}`, the share of its mass off the diagonal, ``plan_entropy``
-        :math:`-\sum Q \log Q` in nats, and ``marginal_error``. With a process group the mass is
-        that of this process's clips, and the last two are left out, so that one process may log.
+        :math:`-\sum Q \log Q` in nats, and ``marginal_error``; ``pairs``, how many took part. With
+        a process group mass and pairs are those of this process's clips, and entropy and error are
+        left out, so that one process may log.
 
         Example:
             >>> import torch
@@ -160,7 +187,7 @@ class ClipCaptionOutput:
             >>> round(numbers["faulty_negative_mass"], 3)
             0.333
         """
-        numbers = {"loss": self.loss}
+        numbers = {"loss": self.loss, "pairs": self.mask.sum()}
         if self.temperature is not None:
             numbers["temperature"] = self.temperature
         if self.logits is not None:
@@ -182,8 +209,8 @@ class ClipCaptionOutput:
         return _plain(numbers)
 
 
-@dataclass(frozen=True, eq=False)
-class NortonOutput:
+@dataclass(frozen=True, eq=False, repr=False)
+class NortonOutput(_Output):
     """The loss, with its gradient, and both of its terms explained.
 
     Attributes:
@@ -195,6 +222,17 @@ class NortonOutput:
     loss: Tensor
     video_paragraph: VideoParagraphOutput
     clip_caption: ClipCaptionOutput
+
+    def __getattr__(self, name: str) -> Any:
+        terms = {"video_paragraph": VideoParagraphOutput, "clip_caption": ClipCaptionOutput}
+        found = [
+            f".{term}.{name}"
+            for term, kind in terms.items()
+            if not name.startswith("_")
+            and (name in kind.__dataclass_fields__ or hasattr(kind, name))
+        ]
+        remedy = f"; read {' or '.join(found)}" if found else ""
+        raise AttributeError(f"NortonOutput has no {name}{remedy}")
 
     def diagnostics(self) -> dict[str, float]:
         """Plain numbers of both terms for a log, under the names of the terms.

@@ -266,6 +266,14 @@ class Segments:
             raise TypeError(f"an index of sequences must have one dimension, got {index.ndim}")
         return self._map(lambda tensor: tensor[index])
 
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_") and hasattr(Tensor, name):
+            raise AttributeError(
+                f"Segments has no {name}, which is of tensors; read .tokens.{name}, or move and "
+                "cast all of it by .to(...)"
+            )
+        raise AttributeError(f"Segments has no {name}")
+
     def __repr__(self) -> str:
         b, n, t, d = self.tokens.shape
         dtype, device = self.tokens.dtype, self.tokens.device
@@ -344,10 +352,11 @@ def as_segments(name: str, given: Segments | Tensor) -> Segments:
 def _check_tokens(name: str, tokens: object) -> None:
     """Raise unless tokens are floating (B, N, T, D) or (B, N, D); errors name common mistakes."""
     if not isinstance(tokens, Tensor):
-        listed = isinstance(tokens, (list, tuple))
-        remedy = (
-            "pad sequences by Segments.from_list" if listed else "convert it by torch.as_tensor"
-        )
+        remedy = "convert it by torch.as_tensor"
+        if isinstance(tokens, FlatSegments):
+            remedy = "group it by Segments.from_flat(*flat)"
+        elif isinstance(tokens, (list, tuple)):
+            remedy = "pad sequences by Segments.from_list"
         raise TypeError(
             f"{name} must be a torch.Tensor (B, N, T, D) or (B, N, D), or a Segments, got "
             f"{type(tokens).__name__}; {remedy}"  # pyright: ignore
@@ -358,6 +367,11 @@ def _check_tokens(name: str, tokens: object) -> None:
             "flat segments (K, D) into sequences by Segments.from_flat(tokens, counts)"
         )
     _check_embedded(name, tokens)
+    if tokens.dim() > 4:
+        raise ValueError(
+            f"{name} must have 4 dimensions (B, N, T, D), got {tuple(tokens.shape)}; pixels go "
+            "through an encoder first, and patches are merged with frames by .flatten(2, -2)"
+        )
     _check_sequences(name, tokens, "(B, N, D)" if tokens.dim() == 3 else "(B, N, T, D)")
 
 
@@ -372,7 +386,7 @@ def _check_embedded(name: str, tokens: object) -> None:
     if isinstance(tokens, Tensor) and not tokens.is_floating_point():
         raise TypeError(
             f"{name} must be a floating tensor, got {tokens.dtype}; if these are token ids, embed "
-            "them first, else call .float()"
+            "them first, if pixels, encode them, else call .float()"
         )
 
 

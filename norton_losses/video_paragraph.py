@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import cast, final
+from typing import NoReturn, cast, final
 
 import torch
 from torch import Tensor
 
-from norton_losses._checks import check_group_ids, check_mask
+from norton_losses._checks import check_group_ids, check_mask, check_misplaced
 from norton_losses._numerics import full_precision
 from norton_losses._typing import Gather, Range
 from norton_losses.contrastive import Groups, check_temperature, contrast
@@ -29,7 +30,13 @@ from norton_losses.sequence_measures import (
 )
 from norton_losses.similarity_block import SimilarityBlock
 from norton_losses.text_by_turns import scores_by_turns
-from norton_losses.token_similarity import as_similarity
+from norton_losses.token_similarity import SoftMaximumSimilarity, as_similarity
+
+# Where arguments go that people give to the loss.
+_PLACES: dict[str, Callable[..., object]] = {
+    "SoftMaximumSimilarity({})": SoftMaximumSimilarity,
+    "measure=TransportMeasure({})": TransportMeasure,
+}
 
 
 @final
@@ -67,7 +74,7 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
     Raises:
         ValueError: a temperature out of range; ``gather="chunked"`` with a similarity that is
             rescaled over the batch, or with a learnable bucket.
-        TypeError: what cannot be called as a similarity or a measure.
+        TypeError: what cannot be called as a similarity or a measure; arguments of one of them.
 
     Source: Eq. (4)-(6) of Lin et al., ICLR 2024.
 
@@ -92,7 +99,9 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
         scale_by_length: bool = False,
         process_group: ProcessGroup = None,
         gather: Gather = "all",
+        **misplaced: NoReturn,
     ) -> None:
+        check_misplaced(type(self).__name__, misplaced, _PLACES)
         super().__init__(temperature, learnable_temperature, process_group, gather)
         if isinstance(similarity, (AbstractSequenceMeasure, AbstractLoss)):
             is_loss = isinstance(similarity, AbstractLoss)
@@ -136,9 +145,13 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
             measured, captions = self.measure.evaluate_checked(block), block.caption_mask
         scale = self.scale(inputs)
         groups = None if ids is None else Groups.of(ids).gathered(shard)
-        return _contrast_videos(
+        out = _contrast_videos(
             block, measured, captions, shard, scale, groups, self.scale_by_length
         )
+        words = inputs.text.token_mask
+        if not inputs.by_turns:
+            words = words[shard.own(len(inputs.video), words.device)]
+        return replace(out, frame_mask=inputs.video.token_mask, word_mask=words)
 
     def _by_turns(self, inputs: LossInputs) -> tuple[SimilarityBlock, MeasureOutput]:
         """Similarities with this process's own text, without gradient, and scores with that of all.

@@ -24,6 +24,7 @@ from norton_losses import (
     TorchSinkhorn,
     TransportProblem,
     _checks,
+    contrastive,
 )
 from norton_losses.functional import bucket_problem, soft_maximum
 
@@ -255,6 +256,90 @@ def test_a_range_is_two_finite_numbers_in_order(bounds) -> None:
     loss = NortonVideoParagraphLoss(SoftMaximumSimilarity(rescale="minmax"))
     with pytest.raises(ValueError, match="^similarity_range " + message):
         loss.score(video, text, similarity_range=bounds)
+
+
+class TestMistakesThatPeopleMade:
+    def test_sequences_in_the_place_of_segments(self) -> None:
+        turned = torch.randn(4, 2, 3, 8)  # (N, B, F, D)
+        for sides in ((turned, torch.randn(2, 4, 5, 8)), (torch.randn(2, 4, 5, 8), turned)):
+            with pytest.raises(ValueError, match=r"is \(N, B, T, D\), pass its .transpose\(0, 1"):
+                NortonLoss()(*sides)
+
+    def test_frames_in_the_place_of_clips(self) -> None:
+        with pytest.raises(
+            ValueError, match=r"if video is \(B, F, N, D\), pass video.transpose\(1"
+        ):
+            NortonLoss()(torch.randn(2, 6, 3, 8), text)
+
+    def test_pixels(self) -> None:
+        with pytest.raises(TypeError, match=r"if pixels, encode them"):
+            NortonLoss()(torch.zeros(2, 3, 4, 3, 8, 8, dtype=torch.uint8), text)
+        with pytest.raises(ValueError, match=r"pixels go through an encoder .* \.flatten\(2, -2"):
+            NortonLoss()(torch.zeros(2, 3, 4, 3, 8, 8), text)
+
+    def test_what_flat_gave(self) -> None:
+        with pytest.raises(TypeError, match=r"group it by Segments.from_flat\(\*flat\)"):
+            NortonLoss()(Segments(video).flat(), text)  # type: ignore[arg-type]
+
+    def test_a_mask_that_is_added_to_scores(self) -> None:
+        mask = torch.zeros(2, 3, 4)
+        with pytest.raises(TypeError, match="mask == 0 .*added to scores, 0 where valid and -inf"):
+            Segments(video, mask)
+
+    def test_methods_of_tensors(self) -> None:
+        with pytest.raises(AttributeError, match=r"has no cuda, which is of tensors.* by \.to\("):
+            Segments(video).cuda()
+        with pytest.raises(AttributeError, match=r"no shape, .*; read \.tokens\.shape"):
+            Segments(video).shape  # noqa: B018
+        with pytest.raises(AttributeError, match="Segments has no nothing$"):
+            Segments(video).nothing  # noqa: B018
+
+    @pytest.mark.parametrize(
+        ("build", "name", "remedy"),
+        [
+            (NortonLoss, "beta", r"NortonLoss\(clip_caption=ClipCaptionOTLoss\(beta=\.\.\.\)\)$"),
+            (NortonLoss, "temperature", r" or NortonLoss\(NortonVideoParagraphLoss\(temperature="),
+            (NortonLoss, "alpha", r"NortonVideoParagraphLoss\(SoftMaximumSimilarity\(alpha="),
+            (NortonVideoParagraphLoss, "bucket", r"\(measure=TransportMeasure\(bucket=\.\.\.\)\)$"),
+            (NortonVideoParagraphLoss, "alpha", r"Loss\(SoftMaximumSimilarity\(alpha=\.\.\.\)\)$"),
+            (NortonLoss, "lambda_", r"NortonLoss has no argument 'lambda_'$"),
+        ],
+    )
+    def test_an_argument_of_a_part(self, build: Callable[..., object], name: str, remedy) -> None:
+        with pytest.raises(TypeError, match=remedy):
+            build(**{name: 0.1})
+
+    def test_an_inverted_mask(self) -> None:
+        nothing = torch.zeros(2, 3, 4, dtype=torch.bool)
+        with pytest.warns(UserWarning, match="no clip, or no caption, .* goes in as ~mask"):
+            loss = NortonLoss()(Segments(video, nothing), text)
+        assert loss == 0
+
+    def test_a_scale_that_is_still_a_logarithm(self) -> None:
+        loss = ClipCaptionOTLoss(temperature=None)
+        scale = torch.nn.Parameter(torch.tensor(2.66))
+        with pytest.warns(UserWarning, match=r"most likely a logarithm: .*logit_scale\.exp\(\)"):
+            loss(video, text[:, :, :4], logit_scale=scale)
+        loss(video, text[:, :, :4], logit_scale=scale.exp())
+
+    def test_a_temperature_that_nobody_trains(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(contrastive, "PATIENCE", 4)
+        loss = ClipCaptionOTLoss()
+        for _ in range(2):
+            loss(video, text)
+        loss.eval()(video, text)
+        with torch.no_grad():
+            loss.train()(video, text)
+        optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
+        loss(video, text).backward()
+        optimizer.step()  # in time
+        for _ in range(3):
+            loss(video, text)
+        with pytest.warns(UserWarning, match="no optimiser has changed the temperature in 4 steps"):
+            loss(video, text)
+        for _ in range(9):  # it was said
+            loss(video, text)
+        ClipCaptionOTLoss(learnable_temperature=False)(video, text)
 
 
 def test_counts_may_be_of_numpy() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -48,7 +49,8 @@ def test_video_paragraph_numbers_are_those_of_the_plan() -> None:
 
 def test_a_measure_without_plan_has_no_numbers_of_one() -> None:
     batch = make_batch()
-    names = {"loss", "temperature", "similarity_min", "similarity_max"}
+    counts = {"videos", "clips", "captions", "frames", "words"}
+    names = {"loss", "temperature", "similarity_min", "similarity_max"} | counts
     out = NortonVideoParagraphLoss(measure=DynamicTimeWarping()).explain(*batch.tokens)
     assert set(out.diagnostics()) == names
     bare = NortonVideoParagraphLoss(measure=TransportMeasure(bucket=None)).explain(*batch.tokens)
@@ -97,7 +99,36 @@ def test_a_scale_from_outside_is_one_over_the_temperature() -> None:
     for scale in (torch.tensor([20.0]), 20.0):
         numbers = loss.explain(clips, clips, logit_scale=scale).diagnostics()
         assert numbers["temperature"] == pytest.approx(0.05)
-        assert set(numbers) == {"loss", "temperature", "logit_min", "logit_max"}
+        assert set(numbers) == {"loss", "pairs", "temperature", "logit_min", "logit_max"}
+
+
+def test_numbers_say_how_much_took_part() -> None:
+    batch = make_batch(ragged=True)
+    numbers = NortonLoss().explain(*batch.sides).diagnostics()
+    video, text = batch.sides
+    counts = {
+        "videos": (video.mask.any(-1) & text.mask.any(-1)).sum(),
+        "clips": video.mask.sum(),
+        "captions": text.mask.sum(),
+        "frames": video.token_mask.sum(),
+        "words": text.token_mask.sum(),
+    }
+    for name, count in counts.items():
+        assert numbers[f"video_paragraph/{name}"] == count
+    assert numbers["clip_caption/pairs"] == (video.mask & text.mask).sum()
+
+
+def test_a_result_is_printed_in_one_line_and_names_where_its_parts_are() -> None:
+    out = NortonLoss().explain(*make_batch().tokens)
+    for shown in (out, out.video_paragraph, out.clip_caption):
+        assert repr(shown) == f"{type(shown).__name__}(loss={shown.loss.item():.4f})"
+    with pytest.raises(AttributeError, match=r"read \.video_paragraph\.plan or \.clip_caption\.pl"):
+        out.plan  # noqa: B018
+    with pytest.raises(AttributeError, match=r"read \.clip_caption\.targets$"):
+        out.targets  # noqa: B018
+    with pytest.raises(AttributeError, match="NortonOutput has no nothing$"):
+        out.nothing  # noqa: B018
+    assert copy.copy(out).loss is out.loss
 
 
 def test_numbers_of_both_terms_are_plain_and_finite_even_of_nothing() -> None:

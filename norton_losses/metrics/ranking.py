@@ -47,8 +47,9 @@ def retrieval_ranks(scores: Array, truth: Array | None = None) -> NDArray[np.flo
     asked = right.any(1)
     if not asked.any():
         raise ValueError("truth must mark a right candidate for one query at least, got none")
-    scores, right = scores[asked], right[asked]
-    best = np.where(right, scores, -np.inf).max(1, keepdims=True)
+    if not asked.all():
+        scores, right = scores[asked], right[asked]
+    best = scores.max(1, keepdims=True, where=right, initial=-np.inf)
     above = ((scores > best) & ~right).sum(1)
     level = ((scores == best) & ~right).sum(1)
     return above + level / 2

@@ -107,17 +107,22 @@ def read_ragged(name: str, segment: str, given: Sequences) -> Ragged:
 def _valid_segments(given: Segments) -> Ragged:
     """The valid segments of all sequences, without the gaps of absent ones."""
     mask, counts = given.mask, given.mask.sum(-1).cpu()
-    tokens = given.tokens.detach()[mask]
+    whole = bool(mask.all())
+
+    def valid(part: Tensor) -> Tensor:
+        return part.detach().flatten(0, 1) if whole else part.detach()[mask]
+
+    tokens = valid(given.tokens)
     single = tokens.shape[1] == 1
-    embeddings = None
-    if given.has_embeddings or not single:
-        embeddings = given.embeddings.detach()[mask]
+    embeddings = valid(given.embeddings) if given.has_embeddings or not single else None
     if single:
         return Ragged(tokens[:, 0], counts, None, embeddings)
-    return Ragged(tokens, counts, given.token_mask[mask], embeddings)
+    return Ragged(tokens, counts, valid(given.token_mask), embeddings)
 
 
 def _check_finite(name: str, part: Tensor, mask: Tensor | None, counts: Tensor) -> None:
+    if torch.stack(part.aminmax()).isfinite().all():  # NaN is both; without a copy of all of it
+        return
     bad = ~part.isfinite()
     if mask is not None:
         bad &= mask[..., None]

@@ -156,12 +156,13 @@ def retrieve(
                     tile = score(video_batch, ragged_paragraphs.batch(columns, device))
                     scores[rows[:, None], columns] = _checked(tile, rows, columns).to(scores)
                     advance(tile.numel())
+        del ragged_videos, ragged_paragraphs  # the metrics need room
     scores = _of_all(scores, shard)
     seconds = time.perf_counter() - start
     return RetrievalOutput(
         scores,
         retrieval_metrics(scores, true_paragraphs),
-        retrieval_metrics(scores.T, invert_truth(true_paragraphs, len(ragged_paragraphs))),
+        retrieval_metrics(scores.T, invert_truth(true_paragraphs, scores.shape[1])),
         seconds,
     )
 

@@ -88,7 +88,7 @@ def smallest(candidates: Sequence[Tensor], smoothing: float) -> Tensor:
     At a tie the gradient follows the candidate named first, so that a path stays a path.
     """
     if smoothing > 0:
-        return torch.stack(list(candidates)).div(-smoothing).logsumexp(0).mul(-smoothing)
+        return cast(Tensor, _SmoothMinimum.apply(smoothing, *candidates))  # pyright: ignore
     best = candidates[0]
     for other in candidates[1:]:
         if torch.is_grad_enabled():
@@ -96,6 +96,30 @@ def smallest(candidates: Sequence[Tensor], smoothing: float) -> Tensor:
         else:
             best = torch.minimum(best, other)
     return best
+
+
+class _SmoothMinimum(torch.autograd.Function):
+    """The smooth minimum, whose gradient needs nothing but what went in and came out."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(smoothing: float, *candidates: Tensor) -> Tensor:
+        first, *others = (candidate * (-1 / smoothing) for candidate in candidates)
+        for other in others:
+            first = torch.logaddexp(first, other)
+        return first * -smoothing
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.smoothing, *candidates = inputs
+        ctx.save_for_backward(output, *candidates)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        smallest, *candidates = ctx.saved_tensors
+        shares = (((smallest - c) / ctx.smoothing).exp() for c in candidates)
+        return None, *(grad_outputs[0] * share for share in shares)
 
 
 class _ByTiles(torch.autograd.Function):
