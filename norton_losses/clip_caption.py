@@ -21,7 +21,7 @@ from norton_losses._checks import (
 from norton_losses._numerics import full_precision, unit, up_cast, working_dtype
 from norton_losses.clip_caption_chunked import chunked_cross_entropy
 from norton_losses.contrastive import COLDEST, Groups, Pairs, check_square, contrast
-from norton_losses.distributed import ONE_PROCESS, ProcessGroup, Shard
+from norton_losses.distributed import ProcessGroup, Shard
 from norton_losses.loss import AbstractContrastiveLoss, LossInputs
 from norton_losses.outputs import ClipCaptionOutput
 from norton_losses.rectified_targets import rectified_targets
@@ -162,7 +162,7 @@ class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
             )
         )
         bound = 1 / COLDEST if self.normalize and inputs.logit_scale is None else None
-        scale = self.scale(inputs)
+        scale = self.scale(inputs.logit_scale, inputs.video.tokens, shard)
         if self.chunk_rows is None:
             out = self.of_logits(clips @ captions.T * scale, pairs, bound)
         else:
@@ -258,9 +258,7 @@ def clip_caption_loss(
     loss = ClipCaptionOTLoss(beta, epsilon=epsilon, sinkhorn=sinkhorn, temperature=None)
     with full_precision(logits):
         logits = up_cast(logits, working_dtype(logits))
-        own = torch.arange(len(mask), device=mask.device)
-        pairs = Pairs(mask, mask, own, groups, ONE_PROCESS)
-        return loss.of_logits(logits, pairs, bound=None).loss
+        return loss.of_logits(logits, Pairs.alone(mask, groups), bound=None).loss
 
 
 def _lifted(side: Segments | Tensor) -> Segments | Tensor:

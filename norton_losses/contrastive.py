@@ -146,6 +146,12 @@ class Pairs:
     groups: Groups | None
     shard: Shard
 
+    @staticmethod
+    def alone(mask: Tensor, groups: Groups | None = None) -> Pairs:
+        """Pairs (K,) of one process, row i with column i."""
+        own = torch.arange(len(mask), device=mask.device)
+        return Pairs(mask, mask, own, groups, ONE_PROCESS)
+
     def identity(self, rows: slice = slice(None)) -> Tensor:
         """Which cells (rows, K) are valid pairs."""
         index = torch.arange(len(self.columns), device=self.own.device)

@@ -216,17 +216,17 @@ class AbstractContrastiveLoss(AbstractLoss[Output]):
                 stacklevel=2,
             )
 
-    def scale(self, inputs: LossInputs) -> Tensor:
+    def scale(self, logit_scale: Tensor | float | None, like: Tensor, shard: Shard) -> Tensor:
         """What scores are multiplied by (): 1 / tau, or the scale from outside, or 1."""
-        scale = 1.0 if inputs.logit_scale is None else inputs.logit_scale
+        scale = 1.0 if logit_scale is None else logit_scale
         if self.temperature is not None:
             scale = 1 / self.temperature()
         if not isinstance(scale, Tensor):
-            return inputs.video.tokens.new_full((), scale)
-        if inputs.shard.alone:
+            return like.new_full((), scale)
+        if shard.alone:
             return scale.reshape(())
         # A number on the CPU would do, but its gradient is summed where the tokens are.
-        return inputs.shard.replicated(scale.reshape(()).to(inputs.video.tokens.device))
+        return shard.replicated(scale.reshape(()).to(like.device))
 
 
 def _notice_that_nothing_is_valid(inputs: LossInputs) -> None:

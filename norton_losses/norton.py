@@ -13,6 +13,7 @@ from norton_losses._typing import Gather, Range
 from norton_losses.clip_caption import ClipCaptionOTLoss
 from norton_losses.distributed import ProcessGroup
 from norton_losses.loss import AbstractLoss, LossInputs
+from norton_losses.norton_similarity import NortonSimilarityLoss
 from norton_losses.outputs import NortonOutput
 from norton_losses.segments import Segments
 from norton_losses.sequence_measures import TransportMeasure
@@ -173,6 +174,41 @@ class NortonLoss(AbstractLoss[NortonOutput]):
             weight=weight,
             process_group=process_group,
         )
+
+    @classmethod
+    def from_similarity(
+        cls,
+        video_paragraph: NortonVideoParagraphLoss | None = None,
+        clip_caption: ClipCaptionOTLoss | None = None,
+        *,
+        weight: float = 1.0,
+        cosines: bool = True,
+    ) -> NortonSimilarityLoss:
+        """The same loss for a model that brings its similarities along, in place of tokens.
+
+        It is called with similarities and masks, ``loss(similarity, clip_mask, caption_mask)``, and
+        has ``explain``, ``score``, diagnostics and temperatures as this one; a ``state_dict`` of
+        either loads into the other. Negatives are those of one process.
+
+        Args:
+            video_paragraph, clip_caption, weight: as of :class:`NortonLoss`; the similarity of the
+                former is not used, nor is ``normalize`` of the latter.
+            cosines: whether similarities lie in [-1, 1]. True refuses others, such as logits; False
+                takes any, and solves transports in float64.
+
+        Example:
+            >>> import torch
+            >>> from norton_losses import NortonLoss
+            >>> loss = NortonLoss.from_similarity()
+            >>> clips, captions = (torch.nn.functional.normalize(torch.randn(2, 8, 16), dim=-1)
+            ...                    for _ in range(2))
+            >>> similarity = torch.einsum("bnd,cmd->bcnm", clips, captions)   # (2, 2, 8, 8)
+            >>> loss(similarity).shape, loss.score(similarity).shape
+            (torch.Size([]), torch.Size([2, 2]))
+        """
+        built = cls(video_paragraph, clip_caption, weight=weight)
+        terms = built.video_paragraph, built.clip_caption
+        return NortonSimilarityLoss(*terms, built.weight, cosines=cosines)
 
     def check(self, inputs: LossInputs) -> None:
         of_sequences, of_pairs = self._for_terms(inputs)

@@ -143,7 +143,7 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
         else:
             block = self.similarity.between(inputs.video, inputs.text, shard=shard)
             measured, captions = self.measure.evaluate_checked(block), block.caption_mask
-        scale = self.scale(inputs)
+        scale = self.scale(inputs.logit_scale, inputs.video.tokens, shard)
         groups = None if ids is None else Groups.of(ids).gathered(shard)
         out = _contrast_videos(
             block, measured, captions, shard, scale, groups, self.scale_by_length
@@ -206,13 +206,25 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
                 "other candidates; pass similarity_range=(lo, hi)"
             )
         self.similarity.check_range(similarity_range)
-        measure = self.measure.for_retrieval(bucket_value)
         video, text = read_pair(video, text)
         with full_precision(video.tokens):
             block = self.similarity.between(video, text, similarity_range)
-            scores = measure.evaluate_checked(block).score
-        present = video.mask.any(-1)[:, None] & text.mask.any(-1)
+            return self.score_of(block, bucket_value)
+
+    def score_of(self, block: SimilarityBlock, bucket_value: float | None = None) -> Tensor:
+        """:meth:`score` of similarities that a model already has."""
+        scores = self.measure.for_retrieval(bucket_value).evaluate_checked(block).score
+        present = block.clip_mask.any(-1)[:, None] & block.caption_mask.any(-1)
         return scores.masked_fill(~present, -torch.inf)
+
+    def explain_block(
+        self, block: SimilarityBlock, group_ids: Tensor | None, scale: Tensor
+    ) -> VideoParagraphOutput:
+        """:meth:`explain` of similarities (B, B, N, M) that a model already has, at a scale ()."""
+        groups = None if group_ids is None else Groups.of(group_ids)
+        measured = self.measure.evaluate_checked(block)
+        whole = block, measured, block.caption_mask, ONE_PROCESS
+        return _contrast_videos(*whole, scale, groups, self.scale_by_length)
 
     def extra_repr(self) -> str:
         return f"scale_by_length={self.scale_by_length}"
@@ -258,7 +270,32 @@ def video_paragraph_loss(
         >>> video_paragraph_loss(similarity) < 1e-3
         tensor(True)
     """
-    block = SimilarityBlock(similarity, clip_mask, caption_mask)
+    block = block_of_batch(similarity, clip_mask, caption_mask)
+    if group_ids is not None:
+        check_group_ids("group_ids", group_ids, similarity.shape[:1], similarity)
+    if not isinstance(temperature, Tensor):
+        check_temperature(temperature)
+        temperature = block.raw.new_full((), temperature)
+    elif temperature.numel() != 1:
+        raise ValueError(
+            f"temperature must be a single number, got shape {tuple(temperature.shape)}; "
+            "divide the similarity yourself if every sequence has its own"
+        )
+    loss = NortonVideoParagraphLoss(
+        measure=measure, temperature=None, scale_by_length=scale_by_length
+    )
+    with full_precision(similarity):
+        return loss.explain_block(block, group_ids, 1 / temperature.reshape(())).loss
+
+
+def block_of_batch(
+    similarity: Tensor,
+    clip_mask: Tensor | None,
+    caption_mask: Tensor | None,
+    bounds: Range | None = None,
+) -> SimilarityBlock:
+    """A block (B, B, N, M) whose video b came with paragraph b."""
+    block = SimilarityBlock(similarity, clip_mask, caption_mask, bounds)
     videos, paragraphs, clips, captions = similarity.shape
     if videos != paragraphs:
         raise ValueError(
@@ -268,23 +305,7 @@ def video_paragraph_loss(
     # A block also takes masks of pairs (Bv, Bt, N), which a loss of sequences cannot.
     check_mask("clip_mask", block.clip_mask, (videos, clips), similarity)
     check_mask("caption_mask", block.caption_mask, (videos, captions), similarity)
-    if group_ids is not None:
-        check_group_ids("group_ids", group_ids, (videos,), similarity)
-    if not isinstance(temperature, Tensor):
-        check_temperature(temperature)
-        temperature = block.raw.new_full((), temperature)
-    elif temperature.numel() != 1:
-        raise ValueError(
-            f"temperature must be a single number, got shape {tuple(temperature.shape)}; "
-            "divide the similarity yourself if every sequence has its own"
-        )
-    measure = _read_measure(measure)
-    with full_precision(similarity):
-        scale = 1 / temperature.reshape(())
-        groups = None if group_ids is None else Groups.of(group_ids)
-        measured = measure.evaluate_checked(block)
-        whole = block, measured, block.caption_mask, ONE_PROCESS
-        return _contrast_videos(*whole, scale, groups, scale_by_length).loss
+    return block
 
 
 def _read_measure(
