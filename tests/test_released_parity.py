@@ -30,9 +30,9 @@ class Case:
     def _sequences(self, name: str) -> Tensor:
         return self.arrays[name].unflatten(0, (self.batch, self.length))
 
-    def explain(self) -> NortonOutput:
+    def loss(self) -> NortonLoss:
         config = self.config
-        loss = NortonLoss.released(
+        return NortonLoss.released(
             alpha=config["alpha"],
             epsilon=config["epsilon"],
             prompt_ratio=config["prompt_ratio"],
@@ -40,8 +40,10 @@ class Case:
             pooled_weight=config["fusion_weight"],
             iterations=config["iterations"],
         )
+
+    def explain(self) -> NortonOutput:
         sides = (("video_tokens", "frame_mask", "video"), ("text_tokens", "word_mask", "text"))
-        return loss.explain(
+        return self.loss().explain(
             *(
                 Segments(
                     self.leaves[tokens],
