@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -273,6 +274,24 @@ def test_module_is_the_function_of_its_logits() -> None:
     loss = ClipCaptionOTLoss()
     out = loss.explain(*pairs())
     assert torch.equal(clip_caption_loss(out.logits), out.loss)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"beta": 0.7}, {"epsilon": 0.4}, {"sinkhorn": TorchSinkhorn(1)}],
+    ids=["beta", "epsilon", "sinkhorn"],
+)
+def test_the_function_has_every_setting_of_the_module(settings: dict[str, Any]) -> None:
+    groups = torch.tensor([0, 1, 0, 2, 3, 1])
+    loss = ClipCaptionOTLoss(**settings)
+    out = loss.explain(*pairs(), group_ids=groups)
+    value = clip_caption_loss(out.logits, group_ids=groups, **settings)
+    torch.testing.assert_close(value, out.loss)
+    for other in (
+        clip_caption_loss(out.logits, group_ids=groups),
+        clip_caption_loss(out.logits, **settings),
+    ):
+        assert abs(other.item() - value.item()) > 1e-4
 
 
 def test_a_shared_caption_is_no_negative() -> None:

@@ -143,9 +143,11 @@ class TestFilters:
     def test_for_retrieval_reaches_the_inside(self) -> None:
         measure = self.wrapped(TransportMeasure(), 3)
         for value in (None, 0.25):
-            inner = measure.for_retrieval(value)
+            inner, kept = measure.for_retrieval(value), []
             while isinstance(inner, BackgroundFiltered):
+                kept.append(inner.clips_per_caption)
                 inner = inner.measure
+            assert kept == [3.0, 4.0, 5.0]
             assert isinstance(inner, TransportMeasure)
             assert (inner.bucket is None) if value is None else (inner.bucket.value == value)  # type: ignore[union-attr]
         with pytest.raises(ValueError, match="bucket_value is for a TransportMeasure, and here is"):

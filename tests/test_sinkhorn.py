@@ -315,6 +315,33 @@ class TestTolerance:
         assert together.iterations[0] == alone.iterations < together.iterations[1]
         torch.testing.assert_close(together.plan[0], alone.plan, rtol=0, atol=1e-15)
 
+    @pytest.mark.parametrize("domain", DOMAINS)
+    def test_absent_rows_do_not_delay_the_stop(self, domain: SinkhornDomain) -> None:
+        solver = TorchSinkhorn(1000, tolerance=1e-6, domain=domain)
+        bare = random_problem(4, n=5, m=7, epsilon=0.3)
+        none = bare.log_mu.new_full((4, 2), -torch.inf)
+        padded = TransportProblem(
+            torch.cat([bare.scores, torch.full((4, 2, 7), 9.0).double()], dim=1),
+            torch.cat([bare.log_mu, none], dim=1),
+            bare.log_nu,
+            bare.epsilon,
+        )
+        steps = solver.solve(bare).iterations
+        assert steps.min() > 1
+        assert steps.max() < 1000
+        assert solver.solve(padded).iterations.tolist() == steps.tolist()
+
+    @pytest.mark.parametrize("log_mass", [-4.0, 0.0, 4.0])
+    def test_the_error_is_that_of_the_mass(self, log_mass: float) -> None:
+        bare = random_problem(4, n=5, m=7, epsilon=0.3)
+        masses = bare.log_mu + log_mass, bare.log_nu + log_mass
+        problem = TransportProblem(bare.scores, *masses, bare.epsilon)
+        steps = [
+            TorchSinkhorn(1000, tolerance=1e-6, domain=domain).solve(problem).iterations.tolist()
+            for domain in DOMAINS
+        ]
+        assert steps[0] == steps[1] == steps[2]
+
     def test_not_converged_says_so(self) -> None:
         plan = TorchSinkhorn(2, tolerance=1e-9).solve(random_problem(epsilon=0.02))
         assert not plan.converged
