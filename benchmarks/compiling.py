@@ -62,7 +62,7 @@ def ragged_batches(count: int, width: int) -> Iterator[tuple[Segments, Segments]
         yield side(b, n, between(4, 12)), side(b, n, between(8, 24))
 
 
-def measure(count: int, width: int = WIDTH) -> dict[str, Any]:
+def measure(count: int, width: int = WIDTH, backend: str = "inductor") -> dict[str, Any]:
     """A row for each loss."""
     batches = list(ragged_batches(count, width))
     rows: list[dict[str, Any]] = []
@@ -70,7 +70,7 @@ def measure(count: int, width: int = WIDTH) -> dict[str, Any]:
         torch.compiler.reset()
         counters.clear()
         loss = make()
-        compiled: Any = torch.compile(loss)  # pyright: ignore[reportUnknownMemberType]
+        compiled: Any = torch.compile(loss, backend=backend)  # pyright: ignore[reportUnknownMemberType]
         compiling, graphs = 0.0, 0
         for batch in batches:
             seconds = _step(compiled, batch)
