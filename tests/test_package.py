@@ -132,7 +132,7 @@ BELOW: dict[str, set[str]] = {
         "sequence_measures",
         "similarity_block",
     },
-    "plotting": {"sinkhorn"},
+    "plotting": {"retrieval", "sequence_measures", "sinkhorn"},
 }
 TOPMOST = {"__init__", "__main__"}
 OPTIONAL = {
@@ -141,7 +141,7 @@ OPTIONAL = {
     "pykeops": {"keops_sinkhorn"},
     "tqdm": {"retrieve"},
     "triton": {"small_sinkhorn_triton", "soft_maximum_triton", "soft_maximum_device_triton"},
-    "matplotlib": {"plotting"},
+    "matplotlib": {"alignment_figure"},
 }
 
 

@@ -6,6 +6,8 @@ import io
 import math
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
+import norton_losses.plotting.__main__ as shell
 from norton_losses import (
     DynamicTimeWarping,
     NortonVideoParagraphLoss,
@@ -21,6 +24,8 @@ from norton_losses import (
     TransportPlan,
 )
 from norton_losses.plotting import plot_alignment
+from norton_losses.plotting.__main__ import main
+from norton_losses.retrieval import save_features
 
 CAPTIONS = ["wash", "heat $oil$ in a pan", "thanks for watching, and do not forget to subscribe!"]
 
@@ -186,3 +191,68 @@ def test_many_cells_have_no_numbers() -> None:
 def test_a_plan_of_half_precision_inputs() -> None:
     out = TransportMeasure().explain(torch.rand(1, 1, 3, 3).bfloat16())
     assert plot_alignment(out.plan[0, 0]).axes
+
+
+class TestShell:
+    @staticmethod
+    def features(folder: Path) -> Path:
+        g = np.random.default_rng(0)
+        videos = [g.normal(size=(n, 8)) for n in (4, 6, 5)]
+        path = folder / "features.npz"
+        save_features(path, videos, [video[:, ::-1] for video in videos[::-1]], truth=[2, 1, 0])
+        return path
+
+    @pytest.mark.parametrize("measure", ["transport", "dtw", "otam"])
+    def test_draws_a_video_with_its_own_paragraph(
+        self, measure: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        picture = tmp_path / "one.svg"
+        main(
+            [str(self.features(tmp_path)), "--video", "2", "--measure", measure, "-o", str(picture)]
+        )
+        assert capsys.readouterr().out == f"wrote {picture}\n"
+        assert "</svg>" in picture.read_text()
+
+    def test_is_the_picture_of_the_cosines(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drawn: list[Any] = []
+
+        def spy(plan: TransportPlan, *others: Any, title: str) -> Any:
+            drawn.append((plan, title))
+            return plot_alignment(plan, *others, title=title)
+
+        monkeypatch.setattr(shell, "plot_alignment", spy)
+        place = ["-o", str(tmp_path / "one.png")]
+        main([str(self.features(tmp_path)), "--video", "0", "--bucket", "0", *place])
+        main([str(self.features(tmp_path)), "--video", "0", "--paragraph", "1", *place])
+        (own, title), (other, _) = drawn
+        assert title.startswith("video 0, paragraph 2: ")
+        assert not own.problem.has_bucket
+        assert other.problem.has_bucket
+        assert other.problem.scores.shape == (5, 7)  # 4 clips, 6 captions, a bucket
+        assert own.problem.scores.abs().max() <= 1
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--video", "3"], r"--video must be one of 0 \.\. 2, got 3"),
+            (["--paragraph", "-1"], r"--paragraph must be one of 0 \.\. 2, got -1"),
+            (["--bucket", "2"], r"--bucket must lie in \[0, 1\], got 2"),
+            (["-o", "alignment.npz"], r"--output must end in one of \.png"),
+            (["-o", "nowhere/one.png"], r"--output must be in a folder that may be written to"),
+        ],
+    )
+    def test_mistakes(self, arguments: list[str], message: str, tmp_path: Path) -> None:
+        with pytest.raises(SystemExit, match=f"^error: {message}"):
+            main([str(self.features(tmp_path)), *arguments])
+
+    def test_runs_as_a_module(self, tmp_path: Path) -> None:
+        run = subprocess.run(
+            [sys.executable, "-m", "norton_losses.plotting", "nothing.npz"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+        assert run.returncode == 1
+        assert run.stderr == "error: there is no file nothing.npz\n"
