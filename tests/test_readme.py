@@ -16,7 +16,6 @@ BLOCKS = {
     for page in PAGES_WITH_CODE
 }
 HOWTO = ROOT / "examples" / "handwritten_howto"
-PAGES_WITH_RESULTS = ROOT / "README.md", HOWTO / "README.md"
 
 
 def test_there_is_code_in_the_first_screen() -> None:
@@ -52,7 +51,6 @@ def test_links_lead_somewhere() -> None:
 
 def test_tables_of_the_demo_are_the_committed_results() -> None:
     record = json.loads((HOWTO / "results.json").read_text())
+    page = (HOWTO / "README.md").read_text()
     for row in [{"measure": "measure", "cells": record["columns"]}, *record["table"]]:
-        cells = " | ".join([row["measure"], *row["cells"]])
-        for page in PAGES_WITH_RESULTS:
-            assert cells in page.read_text(), f"{page}: {cells}"
+        assert " | ".join([row["measure"], *row["cells"]]) in page
