@@ -38,7 +38,7 @@ NEEDS = {
     "geomloss_sinkhorn.py": (HAS_GEOMLOSS, "GeomLoss is not installed"),
     "keops_sinkhorn.py": (HAS_KEOPS, "KeOps is not installed"),
     "triton_sinkhorn.py": (HAS_TRITON, "Triton is not installed"),
-    "plotting.py": (HAS_MATPLOTLIB, "matplotlib is not installed"),
+    "alignment_figure.py": (HAS_MATPLOTLIB, "matplotlib is not installed"),
 }
 
 
