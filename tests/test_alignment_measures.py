@@ -131,6 +131,22 @@ def test_soft_becomes_hard(kind: type) -> None:
     torch.testing.assert_close(soft_path, hard_path, rtol=0, atol=1e-2)
 
 
+@pytest.mark.parametrize("smoothing", [1e-2, 1e-3, 1e-6])
+@pytest.mark.parametrize("kind", [DynamicTimeWarping, OrderedAlignment])
+def test_gradients_keep_their_digits_along_a_path(kind: type, smoothing: float) -> None:
+    """In float32 a cell's rounding must not multiply over the hundred cells behind it."""
+    g = torch.Generator().manual_seed(9)
+    similarity = torch.rand(2, 2, 60, 60, dtype=torch.float64, generator=g)
+    exact, rounded = (
+        torch.autograd.grad(kind(smoothing)(leaf).sum(), leaf)[0]
+        for leaf in (
+            similarity.to(dtype).requires_grad_() for dtype in (torch.float64, torch.float32)
+        )
+    )
+    torch.testing.assert_close(rounded.sum((2, 3)).double(), exact.sum((2, 3)), rtol=1e-5, atol=0)
+    assert (rounded - exact).abs().sum() < 2e-3 * exact.abs().sum() * max(1, 1e-3 / smoothing)
+
+
 @both
 @hard_and_soft
 def test_the_path_explains_the_score(kind: type, smoothing: float) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, cast
 
 import torch
@@ -99,7 +99,7 @@ def smallest(candidates: Sequence[Tensor], smoothing: float) -> Tensor:
 
 
 class _SmoothMinimum(torch.autograd.Function):
-    """The smooth minimum, whose gradient needs nothing but what went in and came out."""
+    """The smooth minimum, whose gradient needs nothing but what went in."""
 
     generate_vmap_rule = True
 
@@ -113,13 +113,16 @@ class _SmoothMinimum(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.smoothing, *candidates = inputs
-        ctx.save_for_backward(output, *candidates)
+        ctx.save_for_backward(*candidates)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        smallest, *candidates = ctx.saved_tensors
-        shares = (((smallest - c) / ctx.smoothing).exp() for c in candidates)
-        return None, *(grad_outputs[0] * share for share in shares)
+        # Shares by the rounded minimum would not sum to 1, and over a path their errors multiply.
+        candidates = ctx.saved_tensors
+        lowest = reduce(torch.minimum, candidates).detach()
+        weights = [((lowest - candidate) / ctx.smoothing).exp() for candidate in candidates]
+        of_one = grad_outputs[0] / sum(weights[1:], weights[0])
+        return None, *(of_one * weight for weight in weights)
 
 
 class _ByTiles(torch.autograd.Function):
