@@ -233,10 +233,7 @@ class Temperature(ScalarState):
     """
 
     log_scale: Tensor
-    _unmoved: tuple[int, int] = (
-        0,
-        0,
-    )  # how many calls in training found it at the same version, and which
+    _watched: tuple[int, Tensor | None] = 0, None  # calls in training, log_scale at the first
 
     def __init__(self, value: float = 0.07, *, learnable: bool = True) -> None:
         super().__init__()
@@ -253,10 +250,13 @@ class Temperature(ScalarState):
     def _notice_that_nobody_trains_it(self) -> None:
         if not isinstance(self.log_scale, nn.Parameter) or not self.log_scale.requires_grad:
             return
-        calls, version = self._unmoved
-        calls = calls + 1 if version == self.log_scale._version else 1
-        self._unmoved = calls, self.log_scale._version
-        if calls == PATIENCE:
+        calls, start = self._watched
+        if calls == PATIENCE or type(self.log_scale.data) is not Tensor:  # done, or sharded
+            return
+        start = self.log_scale.detach().clone() if start is None else start
+        self._watched = calls + 1, start
+        # By its value: not every optimiser counts up the version of what it changes.
+        if calls + 1 == PATIENCE and torch.equal(start.to(self.log_scale), self.log_scale.detach()):
             warnings.warn(
                 f"no optimiser has changed the temperature in {PATIENCE} steps: hand the loss's "
                 "parameters() to it beside the model's, or build the loss with "
