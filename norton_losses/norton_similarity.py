@@ -96,9 +96,10 @@ class NortonSimilarityLoss(nn.Module):
         with full_precision(similarity):
             scales = [term.scale(logit_scale, block.raw, ONE_PROCESS) for term in terms]
             of_videos = self.video_paragraph.explain_block(block, group_ids, scales[0])
-            logits = block.raw.transpose(1, 2).flatten(2).flatten(0, 1) * scales[1]
+            logits = block.values.transpose(1, 2).flatten(2).flatten(0, 1) * scales[1]
             pairs = Pairs.alone((block.clip_mask & block.caption_mask).flatten())
-            cold = self.cosines and logit_scale is None
+            own_scale = logit_scale is None or self.clip_caption.temperature is not None
+            cold = self.cosines and own_scale  # so that logits are known to be below 1 / COLDEST
             of_clips = self.clip_caption.of_logits(logits, pairs, 1 / COLDEST if cold else None)
         of_clips = replace(of_clips, temperature=1 / scales[1].detach())
         loss = of_clips.loss + self.weight * of_videos.loss

@@ -106,13 +106,27 @@ def test_states_are_exchanged_and_temperatures_train() -> None:
         assert again(similarity) == loss(similarity)
 
 
-def test_half_precision_and_what_is_masked() -> None:
+@pytest.mark.parametrize("dirt", [99.0, torch.nan, torch.inf])
+def test_what_is_masked_has_no_effect(dirt: float) -> None:
+    video, text = sides()
+    similarity = cosines(video, text).detach()
+    absent = ~(video.mask[:, None, :, None] & text.mask[None, :, None])
+    loss = NortonLoss.from_similarity(clip_caption=ClipCaptionOTLoss(temperature=0.1))
+    values, gradients = [], []
+    for filled in (similarity, similarity.masked_fill(absent, dirt)):
+        leaves = filled.requires_grad_(), *(p for p in loss.parameters() if p.requires_grad)
+        values.append(loss(filled, video.mask, text.mask))
+        gradients.append(torch.autograd.grad(values[-1], leaves))
+    assert values[0].equal(values[1])
+    for clean, dirty in zip(*gradients, strict=True):
+        assert clean.equal(dirty)
+
+
+def test_half_precision() -> None:
     video, text = sides(dtype=torch.float32)
     similarity = cosines(video, text).detach()
     loss = NortonLoss.from_similarity()
     expected = loss(similarity, video.mask, text.mask)
-    dirty = similarity.masked_fill(~(video.mask[:, None, :, None] & text.mask[None, :, None]), 99)
-    assert loss(dirty, video.mask, text.mask) == expected
     rounded = loss(similarity.bfloat16(), video.mask, text.mask)
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(rounded, expected, rtol=0.05, atol=0.05)
@@ -146,3 +160,16 @@ def test_bad_input() -> None:
         loss(similarity, torch.ones(3, 3).bool())
     with pytest.raises(ValueError, match="chunk_rows=2 makes logits a few rows at a time"):
         NortonLoss.from_similarity(clip_caption=ClipCaptionOTLoss(chunk_rows=2))
+
+
+def test_a_cold_scale_from_outside_is_not_that_of_the_own_temperature() -> None:
+    """The range of logits, which decides the precision of their transport, is that of the term."""
+    video, text = sides(dtype=torch.float32)
+    own = ClipCaptionOTLoss(temperature=0.01, learnable_temperature=False)
+    mixed = NortonLoss.from_similarity(NortonVideoParagraphLoss(temperature=None), own)
+    alone = NortonLoss.from_similarity(NortonVideoParagraphLoss(temperature=0.5), own)
+    similarity = cosines(video, text)
+    found = mixed.explain(similarity, video.mask, text.mask, logit_scale=2.0).clip_caption
+    expected = alone.explain(similarity, video.mask, text.mask).clip_caption
+    assert found.loss.equal(expected.loss)
+    assert found.targets.equal(expected.targets)
