@@ -66,7 +66,8 @@ def test_products_of_fewer_digits_are_not_used() -> None:
     try:
         torch.set_float32_matmul_precision("medium")
         assert way_of(2, 30, 30) == "_summed"
-        assert way_of(100, 30, 30) == "_accumulated"
+        assert way_of(100, 30, 30) == "_summed"
+        assert way_of(2000, 4, 6) == "_accumulated"
         assert way_of(2, 30, 30, torch.float64) == "_multiplied"
     finally:
         torch.set_float32_matmul_precision(before)

@@ -29,7 +29,7 @@ def step_of(kernel: Tensor, mu: Tensor, nu: Tensor, *, compiled: bool = False) -
     n, m = kernel.shape[-2:]
     if n * m >= _SMALL and _products_are_exact(kernel):
         return _multiplied(kernel, mu, nu)
-    if kernel.is_cpu and kernel.numel() > _ONE_THREAD:
+    if kernel.is_cpu and kernel.numel() > _ONE_THREAD and n * m < _SMALL:
         return _accumulated(kernel, mu, nu)
     return _summed(kernel, mu, nu)
 
