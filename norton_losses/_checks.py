@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from inspect import signature
+from inspect import Parameter, signature
 from numbers import Integral, Real
 from typing import Any, cast
 
@@ -165,11 +165,16 @@ def check_misplaced(
 ) -> None:
     """Raise where an argument was given that belongs to a part: places are how to write each."""
     for name in given:
-        takers = [how for how, part in places.items() if name in signature(part).parameters]
+        takers = [how for how, part in places.items() if _takes(part, name)]
         remedy = " or ".join(f"{owner}({how.format(f'{name}=...')})" for how in takers)
         raise TypeError(
             f"{owner} has no argument {name!r}" + (f"; write {remedy}" if takers else "")
         )
+
+
+def _takes(part: Callable[..., object], name: str) -> bool:
+    parameter = signature(part).parameters.get(name)
+    return parameter is not None and parameter.kind is not Parameter.VAR_KEYWORD
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:

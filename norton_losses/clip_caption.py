@@ -133,7 +133,8 @@ class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
                 "really have other numbers of clips than captions, use NortonVideoParagraphLoss, "
                 "or give what is missing an empty entry"
             )
-            if inputs.video.tokens.shape[2] == captions.shape[1]:
+            frames = inputs.video.tokens.shape[2]
+            if frames > 1 and frames == captions.shape[1]:
                 remedy = "if video is (B, F, N, D), pass video.transpose(1, 2)"
             raise ValueError(
                 "clip i is paired with caption i, so there must be as many of each, got N = "

@@ -161,7 +161,7 @@ class AbstractLoss(nn.Module, ABC, Generic[Output]):
         if len(video) != len(text):
             remedy = "to rank other numbers of them use .score of a NortonLoss"
             if video.tokens.shape[1] == len(text) or text.tokens.shape[1] == len(video):
-                remedy = "if one of them is (N, B, T, D), pass its .transpose(0, 1)"
+                remedy += "; if the tokens of one are (N, B, T, D), give their .transpose(0, 1)"
             raise ValueError(
                 f"video and text must hold as many sequences, got B = {len(video)} and "
                 f"{len(text)}; {remedy}"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from norton_losses._numerics import masked_mean
+from norton_losses._numerics import is_traced, masked_mean
 from norton_losses.contrastive import Pairs
 from norton_losses.sequence_measures.measure import MeasureOutput
 from norton_losses.similarity_block import SimilarityBlock
@@ -21,7 +21,7 @@ class _Output:
     loss: Tensor
 
     def __repr__(self) -> str:
-        loss = "on meta" if self.loss.is_meta else f"{self.loss.item():.4f}"
+        loss = "no value" if is_traced(self.loss) else f"{self.loss.item():.4f}"
         return f"{type(self).__name__}(loss={loss})"
 
 

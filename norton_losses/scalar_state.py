@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from norton_losses._numerics import is_traced
+
 
 class ScalarState(nn.Module):
     """One parameter or buffer of shape (1,), since FSDP refuses 0-d, in float32 at least.
@@ -35,7 +37,7 @@ class ScalarState(nn.Module):
     def shown(self) -> str:
         """The state for a repr."""
         (value,) = self._state().values()
-        return "on meta" if value.is_meta else f"{value.item():.4f}"
+        return "no value" if is_traced(value) else f"{value.item():.4f}"
 
     def _state(self) -> dict[str, Tensor]:
         return dict([*self.named_parameters(recurse=False), *self.named_buffers(recurse=False)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -262,7 +263,9 @@ class TestMistakesThatPeopleMade:
     def test_sequences_in_the_place_of_segments(self) -> None:
         turned = torch.randn(4, 2, 3, 8)  # (N, B, F, D)
         for sides in ((turned, torch.randn(2, 4, 5, 8)), (torch.randn(2, 4, 5, 8), turned)):
-            with pytest.raises(ValueError, match=r"is \(N, B, T, D\), pass its .transpose\(0, 1"):
+            with pytest.raises(
+                ValueError, match=r"are \(N, B, T, D\), give their .transpose\(0, 1"
+            ):
                 NortonLoss()(*sides)
 
     def test_frames_in_the_place_of_clips(self) -> None:
@@ -303,6 +306,7 @@ class TestMistakesThatPeopleMade:
             (NortonVideoParagraphLoss, "bucket", r"\(measure=TransportMeasure\(bucket=\.\.\.\)\)$"),
             (NortonVideoParagraphLoss, "alpha", r"Loss\(SoftMaximumSimilarity\(alpha=\.\.\.\)\)$"),
             (NortonLoss, "lambda_", r"NortonLoss has no argument 'lambda_'$"),
+            (NortonLoss, "misplaced", r"NortonLoss has no argument 'misplaced'$"),
         ],
     )
     def test_an_argument_of_a_part(self, build: Callable[..., object], name: str, remedy) -> None:
@@ -325,21 +329,38 @@ class TestMistakesThatPeopleMade:
     def test_a_temperature_that_nobody_trains(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(contrastive, "PATIENCE", 4)
         loss = ClipCaptionOTLoss()
-        for _ in range(2):
+        for _ in range(3):
             loss(video, text)
         loss.eval()(video, text)
         with torch.no_grad():
             loss.train()(video, text)
-        optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
-        loss(video, text).backward()
-        optimizer.step()  # in time
-        for _ in range(3):
-            loss(video, text)
         with pytest.warns(UserWarning, match="no optimiser has changed the temperature in 4 steps"):
             loss(video, text)
         for _ in range(9):  # it was said
             loss(video, text)
         ClipCaptionOTLoss(learnable_temperature=False)(video, text)
+
+    @pytest.mark.parametrize(
+        "optimizer",
+        [
+            lambda p: torch.optim.SGD(p, lr=0.1),
+            lambda p: torch.optim.AdamW(p, fused=True),  # counts up no version
+            "data",
+        ],
+    )
+    def test_a_temperature_that_is_trained(
+        self, optimizer: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(contrastive, "PATIENCE", 4)
+        loss = ClipCaptionOTLoss()
+        parameters = list(loss.parameters())
+        step = optimizer(parameters).step if callable(optimizer) else None
+        for _ in range(9):
+            loss(video, text).backward()
+            if step is None:
+                parameters[0].data -= 0.1  # as some optimisers of fewer bits do
+            else:
+                step()
 
 
 def test_counts_may_be_of_numpy() -> None:

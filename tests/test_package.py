@@ -128,6 +128,7 @@ BELOW: dict[str, set[str]] = {
         "flat_segments",
         "loss",
         "metrics",
+        "norton_similarity",
         "segments",
         "sequence_measures",
         "similarity_block",

@@ -31,7 +31,14 @@ from norton_losses import (
     SoftMaximumSimilarity,
     TransportMeasure,
 )
-from norton_losses.retrieval import load_features, ragged, retrieval_table, retrieve, save_features
+from norton_losses.retrieval import (
+    RetrievalOutput,
+    load_features,
+    ragged,
+    retrieval_table,
+    retrieve,
+    save_features,
+)
 from norton_losses.retrieval.__main__ import main
 from norton_losses.retrieval.retrieve import MEASURES
 from tests.batches import make_batch
@@ -437,6 +444,34 @@ def test_a_bucket_is_the_value_given_or_none() -> None:
     bare = retrieve(measure, VIDEOS, PARAGRAPHS, progress=False)
     assert torch.equal(fixed.scores, again.scores)
     assert not torch.allclose(fixed.scores, bare.scores)
+
+
+class TestReadyScores:
+    def test_the_metrics_are_those_of_retrieve(self) -> None:
+        g = torch.Generator().manual_seed(3)
+        videos, paragraphs = torch.randn(5, 3, 8, generator=g), torch.randn(7, 3, 8, generator=g)
+        truth = [6, 0, 0, 3, 2]
+        expected = retrieve("dtw", videos, paragraphs, truth=truth, progress=False)
+        for scores in (expected.scores, expected.scores.numpy(), expected.scores.tolist()):
+            found = RetrievalOutput.from_scores(scores, truth)
+            assert str(found) == str(expected)
+            assert found.video_to_paragraph == expected.video_to_paragraph
+            assert found.paragraph_to_video == expected.paragraph_to_video
+            assert found.seconds == 0
+            torch.testing.assert_close(found.scores.to(expected.scores), expected.scores)
+
+    def test_mistakes_are_named(self) -> None:
+        with pytest.raises(ValueError, match="without truth there must be a paragraph for each"):
+            RetrievalOutput.from_scores(torch.zeros(2, 3))
+        with pytest.raises(ValueError, match=r"scores must be \(Bv, Bt\), got shape \(3,\)"):
+            RetrievalOutput.from_scores(torch.zeros(3))
+        with pytest.raises(ValueError, match="must not hold NaN"):
+            RetrievalOutput.from_scores(torch.full((2, 2), torch.nan))
+
+    def test_a_loss_of_similarities_cannot_score_tokens(self) -> None:
+        loss = NortonLoss.from_similarity()
+        with pytest.raises(TypeError, match=r"give its \.score to RetrievalOutput\.from_scores"):
+            retrieve(loss, torch.randn(2, 3, 8), torch.randn(2, 3, 8))
 
 
 class TestFeatureFile:

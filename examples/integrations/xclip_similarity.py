@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import XCLIPConfig, XCLIPModel
 
 from norton_losses import NortonLoss, parameter_groups
-from norton_losses.metrics import recall_at
+from norton_losses.retrieval import RetrievalOutput
 
 SIZE = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 1}
 VIDEO = {"image_size": 32, "num_frames": 4, "mit_hidden_size": 48, "mit_intermediate_size": 96}
@@ -58,8 +58,7 @@ def main(steps: int = 41, videos: int = 8) -> None:
             print(f"step {step}  loss {value.item():.6f}")
     with torch.no_grad():
         scores = loss.score(similarities(model, *make_batch(24, g)))  # <- (videos, paragraphs)
-    for direction, ranked in (("video -> paragraph", scores), ("paragraph -> video", scores.T)):
-        print(f"{direction}  R@1 {100 * recall_at(ranked):.1f}")
+    print(RetrievalOutput.from_scores(scores))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from norton_losses.metrics import retrieval_ranks
+from norton_losses._arrays import Array, as_numpy, check_index
+from norton_losses.metrics import invert_truth, retrieval_ranks
 
 KS = (1, 5, 10)
 
@@ -36,13 +38,45 @@ class RetrievalOutput:
         scores: (Bv, Bt), on the CPU.
         video_to_paragraph: a video looks for its paragraph.
         paragraph_to_video: a paragraph looks for its video, or for the best of them.
-        seconds: what scoring took.
+        seconds: what scoring took; 0 where the scores were there already.
     """
 
     scores: Tensor
     video_to_paragraph: RetrievalMetrics
     paragraph_to_video: RetrievalMetrics
-    seconds: float
+    seconds: float = 0.0
+
+    @classmethod
+    def from_scores(
+        cls, scores: Array, truth: Array | None = None, *, seconds: float = 0.0
+    ) -> RetrievalOutput:
+        """Of scores that are there already, such as those of :meth:`NortonLoss.score`.
+
+        Args:
+            scores: (Bv, Bt), of video v with paragraph t, the larger the better.
+            truth: (Bv,), integer, the paragraph of each video; None means paragraph i for video i.
+            seconds: what scoring took.
+
+        Raises:
+            ValueError: scores that are NaN or none, a truth outside the paragraphs.
+
+        Source: R@k and MedR of :mod:`norton_losses.metrics`.
+
+        Example:
+            >>> import torch
+            >>> from norton_losses.retrieval import RetrievalOutput
+            >>> print(RetrievalOutput.from_scores(torch.eye(20)))
+            measure  direction               R@1    R@5   R@10   MedR
+            scores   video -> paragraph    100.0  100.0  100.0    1.0
+                     paragraph -> video    100.0  100.0  100.0    1.0
+        """
+        table = torch.from_numpy(as_numpy(scores))  # pyright: ignore
+        if table.dim() != 2:
+            raise ValueError(f"scores must be (Bv, Bt), got shape {tuple(table.shape)}")
+        paragraphs = read_truth(truth, *table.shape)
+        videos = invert_truth(paragraphs, table.shape[1])
+        metrics = _metrics(table, paragraphs), _metrics(table.T, videos)
+        return cls(table, *metrics, seconds)
 
     def table(self, name: str = "scores") -> str:
         """:func:`retrieval_table` of this output alone."""
@@ -52,7 +86,19 @@ class RetrievalOutput:
         return self.table()
 
 
-def retrieval_metrics(scores: Tensor, truth: NDArray[Any]) -> RetrievalMetrics:
+def read_truth(truth: Array | None, videos: int, paragraphs: int) -> NDArray[np.int64]:
+    """The paragraph of each video, checked."""
+    if truth is None:
+        if videos != paragraphs:
+            raise ValueError(
+                f"without truth there must be a paragraph for each video, got {videos} videos and "
+                f"{paragraphs} paragraphs; pass the index of the paragraph of each video"
+            )
+        return np.arange(videos)
+    return check_index("truth", truth, (videos,), paragraphs)
+
+
+def _metrics(scores: Tensor, truth: NDArray[Any]) -> RetrievalMetrics:
     """Of queries in rows; the truth as in :func:`~norton_losses.metrics.retrieval_ranks`."""
     ranks = retrieval_ranks(scores, truth)
     recalls = {k: float((ranks < k).mean()) for k in KS}

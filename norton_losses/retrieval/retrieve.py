@@ -13,19 +13,17 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias, cast
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from norton_losses._arrays import check_index
 from norton_losses._checks import check_choice, check_count
 from norton_losses._numerics import full_precision, up_cast
 from norton_losses._typing import Range
 from norton_losses.distributed import ProcessGroup, Shard, check_group
 from norton_losses.loss import AbstractLoss
-from norton_losses.metrics import invert_truth
-from norton_losses.retrieval.output import RetrievalOutput, retrieval_metrics
+from norton_losses.norton_similarity import NortonSimilarityLoss
+from norton_losses.retrieval.output import RetrievalOutput, read_truth
 from norton_losses.retrieval.ragged import Sequences, read_ragged
 from norton_losses.segments import Segments
 from norton_losses.sequence_measures import (
@@ -122,7 +120,7 @@ def retrieve(
             )
         ragged_videos = read_ragged("videos", "clip", videos)
         ragged_paragraphs = read_ragged("paragraphs", "caption", paragraphs)
-        true_paragraphs = _index(truth, len(ragged_videos), len(ragged_paragraphs))
+        true_paragraphs = read_truth(truth, len(ragged_videos), len(ragged_paragraphs))
         if measure is not None:
             ragged_videos = ragged_videos.pooled("videos")
             ragged_paragraphs = ragged_paragraphs.pooled("paragraphs")
@@ -159,12 +157,7 @@ def retrieve(
         del ragged_videos, ragged_paragraphs  # the metrics need room
     scores = _of_all(scores, shard)
     seconds = time.perf_counter() - start
-    return RetrievalOutput(
-        scores,
-        retrieval_metrics(scores, true_paragraphs),
-        retrieval_metrics(scores.T, invert_truth(true_paragraphs, scores.shape[1])),
-        seconds,
-    )
+    return RetrievalOutput.from_scores(scores, true_paragraphs, seconds=seconds)
 
 
 def check_device_here(device: object) -> torch.device:
@@ -198,6 +191,11 @@ def _read_measure(given: Any, bucket_value: float | None) -> AbstractSequenceMea
     if isinstance(given, str):
         given = measure_named(given)
     inner: Any = getattr(given, "_orig_mod", given)  # of torch.compile
+    if isinstance(inner, NortonSimilarityLoss):
+        raise TypeError(
+            "loss_or_measure must score tokens, and this loss scores similarities; give its .score "
+            "to RetrievalOutput.from_scores"
+        )
     if not isinstance(inner, AbstractSequenceMeasure) and _scores_pairs(inner):
         return None
     if not callable(inner) or isinstance(inner, AbstractLoss):
@@ -256,17 +254,6 @@ def _checked(tile: Any, rows: Tensor, columns: Tensor) -> Tensor:
         got = tuple(tile.shape) if isinstance(tile, Tensor) else type(tile).__name__
         raise ValueError(f"score must give a tensor (Bv, Bt), here {shape}, got {got}")
     return tile
-
-
-def _index(truth: Any, videos: int, paragraphs: int) -> NDArray[np.int64]:
-    if truth is None:
-        if videos != paragraphs:
-            raise ValueError(
-                f"without truth there must be a paragraph for each video, got {videos} videos and "
-                f"{paragraphs} paragraphs; pass the index of the paragraph of each video"
-            )
-        return np.arange(videos)
-    return check_index("truth", truth, (videos,), paragraphs)
 
 
 @contextmanager
