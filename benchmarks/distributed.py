@@ -33,7 +33,7 @@ from norton_losses._typing import Gather
 
 LENGTH, FRAMES, WORDS = 16, 8, 16
 SIZES = (1, 2, 4)
-PAGE = ROOT / "docs" / "distributed.md"
+PAGE = ROOT / "docs" / "how_to" / "distributed.md"
 BLOCK = re.compile(
     r"(<!-- distributed: (?P<what>\w+) -->\n).*?(<!-- end of distributed -->)", flags=re.DOTALL
 )

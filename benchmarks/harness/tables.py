@@ -14,7 +14,7 @@ NOT_MEASURED = "not measured"
 PAGES = (
     ROOT / "README.md",
     ROOT / "benchmarks" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 )
 
 
