@@ -17,6 +17,8 @@ import torch
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 
 ROOT = Path(__file__).parents[1]
+SHARED = ("__init__", "made_up", "howto_batches")
+EXAMPLES = [p for p in (ROOT / "examples/integrations").glob("*.py") if p.stem not in SHARED]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
@@ -35,6 +37,14 @@ def losses(*command: str) -> list[float]:
     found = re.findall(r"^step (\d+)  loss ([\d.]+)$", run.stdout, flags=re.MULTILINE)
     assert [int(step) for step, _ in found] == [0, 10, 20]
     return [float(loss) for _, loss in found]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_short_and_marks_what_matters(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 60
+    assert "# <-" in path.read_text()
+    assert any(line.startswith("| ---") for line in lines)
 
 
 @pytest.mark.slow

@@ -10,8 +10,6 @@ process its part of the batches.
 | words through the text tower, word_mask (B, N, W)      | (B, N, W, D) of text     |
 """
 
-from __future__ import annotations
-
 import sys
 
 import torch

@@ -9,8 +9,6 @@ the video that finds its paragraph worst.
 | words through the text tower, word_mask (B, N, W)      | (B, N, W, D) of text     |
 """
 
-from __future__ import annotations
-
 import sys
 
 import torch

@@ -10,8 +10,6 @@ whole batch, with the activations of one part, for one more forward pass.
 | words through the text tower, word_mask (B, N, W)      | (B, N, W, D) of text     |
 """
 
-from __future__ import annotations
-
 import torch
 
 from examples.handwritten_howto.corpus import make_corpus

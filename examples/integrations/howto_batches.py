@@ -1,7 +1,5 @@
 """The handwritten how-to corpus as a DataLoader, which trainers deal out among processes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

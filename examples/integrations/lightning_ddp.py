@@ -9,8 +9,6 @@ wraps in DDP and gives each its part of the batches; all of them retrieve in the
 | words through the text tower, word_mask (B, N, W)      | (B, N, W, D) of text     |
 """
 
-from __future__ import annotations
-
 import sys
 
 import lightning

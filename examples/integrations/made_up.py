@@ -1,7 +1,5 @@
 """Small data that can be learnt, for examples whose subject is another: made from random steps."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 WORDS = 101  # token ids, of which 0 is padding
+SIZE = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 1}  # of a small tower
+LOOKS = torch.randn(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 _STEPS = torch.randn(50, 32, generator=torch.Generator().manual_seed(0))  # what a clip can show
 
 
@@ -20,6 +20,13 @@ def ragged_video(number: int) -> tuple[list[Tensor], list[Tensor]]:
     shown, told = zip(steps, frames, strict=True), zip([*steps[1:], steps[0]], words, strict=True)
     clips = [_STEPS[step] + torch.randn(f, 32, generator=g) for step, f in shown]
     return clips, [1 + step + 50 * torch.randint(2, (w,), generator=g) for step, w in told]
+
+
+def filmed(g: torch.Generator, *clips: int) -> tuple[Tensor, Tensor]:
+    """Pixels (*clips, 4, 3, 32, 32) that show one of 40 steps each, and token ids (*clips, 8)."""
+    steps = torch.randint(40, (*clips, 1), generator=g)
+    pixels = LOOKS[steps] + torch.randn(*clips, 4, 3, 32, 32, generator=g)
+    return pixels, (1 + steps) * (torch.arange(8) < 2 + steps % 7)  # captions of 2 to 8 words
 
 
 def write_features(folder: Path, videos: int) -> None:

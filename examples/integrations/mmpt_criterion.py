@@ -10,8 +10,6 @@ authors' code; ``NortonLoss()`` is the better start for a model that is not trai
 | pooled_video, pooled_text (K, D)          | embeddings (B, N, D)                            |
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

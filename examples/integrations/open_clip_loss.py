@@ -1,16 +1,13 @@
 """NortonLoss in place of open_clip's ClipLoss, called by open_clip's own train_one_epoch.
 
-``python -m examples.integrations.open_clip_loss``. open_clip trains the model's ``logit_scale`` and
-no parameter of a loss: the clip-caption term takes that scale, from 1 / 0.2, our start. Scores of
-whole videos are averages, of another spread: their term keeps a temperature of its own, 0.1, fixed.
+open_clip trains the model's ``logit_scale`` and no parameter of a loss: the clip-caption term takes
+that scale, from 1 / 0.2, our start, and the other keeps a temperature of its own, 0.1, fixed.
 
 | argument                                              | in ``Segments.from_flat``             |
 | ----------------------------------------------------- | ------------------------------------- |
 | image_features (K, D), one frame of each of K clips   | tokens (K, D) of video                |
 | text_features (K, D), of their captions               | tokens (K, D) of text                 |
 """
-
-from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +16,10 @@ import torch
 from open_clip import CLIP, CLIPTextCfg, CLIPVisionCfg  # pyright: ignore[reportMissingImports]
 from open_clip_train.params import parse_args  # pyright: ignore[reportMissingImports]
 from open_clip_train.train import train_one_epoch  # pyright: ignore[reportMissingImports]
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from examples.integrations.made_up import filmed
 from norton_losses import ClipCaptionOTLoss, NortonLoss, Segments
 from norton_losses.retrieval import retrieve
 
@@ -32,34 +30,26 @@ class OpenClipLoss(nn.Module):
         self.counts = counts  # <- how many clips each video has, one video after another
         self.loss = NortonLoss(clip_caption=ClipCaptionOTLoss(temperature=None))  # <- takes a scale
 
-    def forward(
-        self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor, output_dict=False
-    ) -> Any:
+    def forward(self, image_features, text_features, logit_scale, output_dict=False) -> Any:
         sides = (Segments.from_flat(side, self.counts) for side in (image_features, text_features))
         loss = self.loss(*sides, logit_scale=logit_scale)  # <- exponentiated by the model
         return {"norton_loss": loss} if output_dict else loss
 
 
-def log(name: str, value: float, step: int) -> None:
-    if name == "train/loss":
-        print(f"step {step}  loss {value:.6f}")
-
-
 def main(videos: int = 740) -> None:
-    torch.manual_seed(0)
-    looks, steps = torch.randn(40, 3, 16, 16), torch.randint(40, (6 * videos, 1))
-    pixels = looks[steps[:, 0]] + torch.randn(6 * videos, 3, 16, 16)
-    words = 1 + steps + 40 * torch.randint(2, (6 * videos, 8))
+    clips, words = filmed(torch.manual_seed(0), 6 * videos)
+    pixels = clips[:, 0]  # one frame of each
     loader: Any = DataLoader(TensorDataset(pixels[600:], words[600:]), 96)  # <- 16 whole videos
     loader.num_batches, loader.num_samples = len(loader), len(loader.dataset)
     data = {"train": SimpleNamespace(dataloader=loader, set_epoch=lambda epoch: None)}
-    vision = CLIPVisionCfg(layers=1, width=64, patch_size=8, image_size=16)
-    text = CLIPTextCfg(layers=1, width=64, context_length=8, vocab_size=81, pool_type="last")
+    vision = CLIPVisionCfg(layers=1, width=64, patch_size=8, image_size=32)
+    text = CLIPTextCfg(layers=1, width=64, context_length=8, vocab_size=41, pool_type="last")
     model = CLIP(64, vision, text, init_logit_scale=1.61, output_dict=True)  # <- log(1 / 0.2)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     args = parse_args(["--precision", "fp32", "--log-every-n-steps", "10", "--skip-scheduler"])
     vars(args).update(device="cpu", rank=0, world_size=1, distill=False, wandb=False)
-    loss, writer = OpenClipLoss(counts=6), SimpleNamespace(add_scalar=log)
+    writer = SimpleNamespace(add_scalar=lambda name, value, step: print(step, name, value))
+    loss = OpenClipLoss(counts=6)
     train_one_epoch(model, data, loss, 0, optimizer, None, None, None, args, writer)
     with torch.no_grad():
         images, texts, _ = model(pixels[:600], words[:600]).values()

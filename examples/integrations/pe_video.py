@@ -11,35 +11,27 @@ multiplies logits by labels of 0 and 1, so that negatives get no gradient: off t
 | how many of the K clips each video has             | counts of both                      |
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PeVideoConfig, PeVideoModel
 
+from examples.integrations.made_up import filmed
 from norton_losses import NortonLoss, Segments, parameter_groups
 from norton_losses.retrieval import retrieve
 
 SIZE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
-VISION = {
-    "architecture": "vit_pe_core_tiny_patch16_384",
-    "num_labels": 64,  # the width of a frame
-    "model_args": {"img_size": 32, "embed_dim": 64, "depth": 1, "num_heads": 4},
-}
-LOOKS = torch.randn(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+TINY = {"img_size": 32, "embed_dim": 64, "depth": 1, "num_heads": 4}
+VISION = {"architecture": "vit_pe_core_tiny_patch16_384", "num_labels": 64, "model_args": TINY}
 
 
 def make_batch(videos: int, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     counts = torch.randint(4, 8, (videos,), generator=g)
-    steps = torch.randint(40, (int(counts.sum()), 1), generator=g)  # what each clip shows
-    pixels = LOOKS[steps] + torch.randn(len(steps), 4, 3, 32, 32, generator=g)
-    words = (1 + steps) * (torch.arange(8) < 2 + steps % 7)  # captions of 2 to 8 words
-    return words, pixels, counts
+    return *filmed(g, int(counts.sum())), counts
 
 
-def encode(model: Any, words: Tensor, pixels: Tensor, counts: Tensor) -> tuple[Segments, Segments]:
+def encode(model: Any, pixels: Tensor, words: Tensor, counts: Tensor) -> tuple[Segments, Segments]:
     out = model(words, pixels, attention_mask=(words > 0).long())  # <- it has no get_..._features()
     video = Segments.from_flat(out.video_embeds, counts)  # <- the clips of one video after another
     return video, Segments.from_flat(out.text_video_embeds, counts)  # <- a caption for each clip

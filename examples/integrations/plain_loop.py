@@ -10,8 +10,6 @@ frame features of its own number, and a list of captions, each with token ids of
 | how many captions each video has           | ``counts`` of ``from_flat``                |
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

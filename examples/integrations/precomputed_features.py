@@ -9,8 +9,6 @@ are not each other's negatives: ``group_ids`` of both terms is the video.
 | offsets.npy (videos + 1,), a video's     | ``mask`` (B, 8), False after its last clip       |
 """
 
-from __future__ import annotations
-
 import itertools
 import tempfile
 from pathlib import Path
@@ -25,10 +23,8 @@ from examples.integrations.made_up import write_features
 from norton_losses import NortonLoss, Segments
 from norton_losses.retrieval import retrieve
 
-Window = tuple[int, int, int]  # from which row to which, and of which video
 
-
-def windows_of(folder: Path) -> list[Window]:
+def windows_of(folder: Path) -> list[tuple[int, int, int]]:
     videos = enumerate(itertools.pairwise(np.load(folder / "offsets.npy").tolist()))
     return [(a, min(a + 8, end), v) for v, (start, end) in videos for a in range(start, end, 8)]
 
@@ -40,10 +36,9 @@ def main(folder: Path, videos: int = 300) -> None:
     heads, loss = nn.ModuleList([nn.Linear(32, 64), nn.Linear(32, 64)]), NortonLoss()
     optimizer = torch.optim.Adam([*heads.parameters(), *loss.parameters()], lr=1e-2)
 
-    def collate(windows: list[Window]) -> tuple[Tensor, list[Segments]]:
-        group = torch.tensor([video for *_, video in windows])
-        # <- these rows alone are read, and padded to the longest window
-        return group, [Segments.from_list([f[a:b] for a, b, _ in windows]) for f in files]
+    def collate(windows: list[tuple[int, int, int]]) -> tuple[Tensor, list[Segments]]:
+        sides = [Segments.from_list([f[a:b] for a, b, _ in windows]) for f in files]  # <- padded
+        return torch.tensor([video for *_, video in windows]), sides
 
     def encode(sides: list[Segments]) -> list[Segments]:
         read = zip(heads, sides, strict=True)
@@ -51,18 +46,15 @@ def main(folder: Path, videos: int = 300) -> None:
 
     windows: Any = windows_of(folder)
     for step, (group, sides) in enumerate(DataLoader(windows, 32, True, collate_fn=collate)):
-        of_clips = loss.clip_caption(*encode(sides), group_ids=group)  # <- windows of one video
-        of_videos = loss.video_paragraph(*encode(sides), group_ids=group)  # <- are no negatives
-        value = of_clips + loss.weight * of_videos
+        value = loss.clip_caption(*encode(sides), group_ids=group)  # <- of one video: no negatives
+        value += loss.weight * loss.video_paragraph(*encode(sides), group_ids=group)  # <- here too
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-        if step % 5 == 0:
-            print(f"step {step}  loss {value.item():.6f}")
+        print(f"step {step}  loss {value.item():.6f}")
     with torch.no_grad():
         print(retrieve(loss, *encode(collate(windows[:100])[1]), progress=False))
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as place:
-        main(Path(place))
+    main(Path(tempfile.mkdtemp()))

@@ -10,28 +10,23 @@ clip it is compared with, so there are no tokens of a text alone; its logits tak
 | which clips and captions are no padding, (B, N)       | clip_mask, caption_mask; None: all     |
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import XCLIPConfig, XCLIPModel
 
+from examples.integrations.made_up import SIZE, filmed
 from norton_losses import NortonLoss, parameter_groups
 from norton_losses.retrieval import RetrievalOutput
 
-SIZE = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 1}
 VIDEO = {"image_size": 32, "num_frames": 4, "mit_hidden_size": 48, "mit_intermediate_size": 96}
-LOOKS = torch.randn(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def make_batch(videos: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    steps = torch.randint(40, (videos, 6, 1), generator=g)  # what each of 6 clips shows
-    pixels = LOOKS[steps] + torch.randn(videos, 6, 4, 3, 32, 32, generator=g)
-    place, end = torch.arange(8), 2 + steps % 6
-    words = torch.where(place == end, 41, 1 + steps)  # X-CLIP reads a caption at its highest id
-    return pixels, words * (place <= end)
+    pixels, words = filmed(g, videos, 6)
+    last = (words > 0).sum(-1, keepdim=True) - 1
+    return pixels, words.scatter(-1, last, 41)  # X-CLIP reads a caption at its highest id
 
 
 def similarities(model: Any, pixels: Tensor, words: Tensor) -> Tensor:
