@@ -5,7 +5,7 @@ CALLS ?= 10000
 PIP := $(BIN)/pip --disable-pip-version-check
 RECIPE := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: help demo bench test test-fast test-torch-only soak lint format check coverage build clean
+.PHONY: help demo bench test test-fast test-torch-only soak lint format check coverage docs build clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/	/' | expand -t 18
@@ -44,11 +44,14 @@ check: lint test  ## what must be green before a change lands
 coverage: .venv/.dev  ## every test, and the lines that none of them reaches
 	$(BIN)/python -m pytest --cov --cov-report=term-missing
 
+docs: .venv/.docs  ## the documentation in site/; a broken link or reference is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 build: .venv/.dev  ## sdist and wheel in dist/
 	$(BIN)/python -m build
 
 clean:  ## remove what the targets made
-	rm -rf .venv .venv-torch-only build dist *.egg-info .pytest_cache .ruff_cache .coverage alignment.png
+	rm -rf .venv .venv-torch-only build dist site *.egg-info .pytest_cache .ruff_cache .coverage alignment.png
 
 .venv/.demo: $(RECIPE)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -58,8 +61,13 @@ clean:  ## remove what the targets made
 .venv/.dev: $(RECIPE)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) install --quiet --constraint constraints.txt \
-		--editable '.[dev,pot,geomloss,keops,triton,plot,examples,integrations,language]'
-	touch $@ .venv/.demo
+		--editable '.[dev,docs,pot,geomloss,keops,triton,plot,examples,integrations,language]'
+	touch $@ .venv/.demo .venv/.docs
+
+.venv/.docs: $(RECIPE)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 .venv/.bench: $(RECIPE)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

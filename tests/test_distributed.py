@@ -745,7 +745,7 @@ def _bytes_sent(
 
 
 def test_the_volume_of_communication_is_that_of_the_documentation(pool: ProcessPool) -> None:
-    """See docs/distributed.md: what a step gathers, reduces and sums."""
+    """See docs/how_to/distributed.md: what a step gathers, reduces and sums."""
     size, (b, n, m, _, w), iterations = 2, EVEN[0], 7
     k = size * b * m
     tokens, embeddings = 4 * k * w * WIDTH, 4 * k * WIDTH

@@ -66,7 +66,7 @@ def test_bucket_mass_tells_a_full_bucket_from_an_empty_one(p: float) -> None:
 
 @pytest.mark.parametrize("clips", [4, 8, 16])
 def test_the_bucket_takes_more_than_half_of_what_is_aligned(clips: int) -> None:
-    """As docs/measure_and_see.md says: it competes with every clip of a perfect video."""
+    """As docs/how_to/logging.md says: it competes with every clip of a perfect video."""
     same = torch.eye(2 * clips).view(2, clips, 2 * clips)
     numbers = NortonVideoParagraphLoss().explain(same, same).diagnostics()
     assert 0.5 < numbers["bucket_mass"] < 0.9

@@ -10,10 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES_WITH_CODE = ("README.md", "docs/fused_similarity.md", "docs/measure_and_see.md")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = {
-    page: re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
-    for page in PAGES_WITH_CODE
+    str(page.relative_to(ROOT)): re.findall(
+        r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL
+    )
+    for page in PAGES
 }
 HOWTO = ROOT / "examples" / "handwritten_howto"
 
@@ -44,7 +46,7 @@ def test_make_targets_exist() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")]:
+    for page in [*ROOT.glob("*.md"), *PAGES, *ROOT.glob("*/README.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
