@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import os
+import shutil
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +19,8 @@ from tests.process_pool import ProcessPool
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 HAS_POT = importlib.util.find_spec("ot") is not None
 HAS_GEOMLOSS = importlib.util.find_spec("geomloss") is not None
-HAS_KEOPS = importlib.util.find_spec("pykeops") is not None
+HAS_COMPILER = any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "c++", "clang++")))
+HAS_KEOPS = importlib.util.find_spec("pykeops") is not None and HAS_COMPILER
 HAS_TRITON = False
 if importlib.util.find_spec("triton") is not None:
     # An older one does not know the kernels' options.
@@ -36,7 +39,7 @@ if HAS_POT:
 NEEDS = {
     "pot_sinkhorn.py": (HAS_POT, "POT is not installed"),
     "geomloss_sinkhorn.py": (HAS_GEOMLOSS, "GeomLoss is not installed"),
-    "keops_sinkhorn.py": (HAS_KEOPS, "KeOps is not installed"),
+    "keops_sinkhorn.py": (HAS_KEOPS, "KeOps or a C++ compiler is not installed"),
     "triton_sinkhorn.py": (HAS_TRITON, "Triton is not installed"),
     "alignment_figure.py": (HAS_MATPLOTLIB, "matplotlib is not installed"),
 }

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import norton_losses.__main__ as table
-from conftest import HAS_GEOMLOSS, HAS_KEOPS, HAS_POT, HAS_TRITON
+from conftest import HAS_COMPILER, HAS_GEOMLOSS, HAS_KEOPS, HAS_POT, HAS_TRITON
 from norton_losses import (
     AbstractSinkhorn,
     AutoSinkhorn,
@@ -43,7 +43,7 @@ from tests.problems import random_problem
 Solver = Callable[..., AbstractSinkhorn]
 
 geomloss = pytest.mark.skipif(not HAS_GEOMLOSS, reason="GeomLoss is not installed")
-keops = pytest.mark.skipif(not HAS_KEOPS, reason="KeOps is not installed")
+keops = pytest.mark.skipif(not HAS_KEOPS, reason="KeOps or a C++ compiler is not installed")
 pot = pytest.mark.skipif(not HAS_POT, reason="POT is not installed")
 online = partial(GeomLossSinkhorn, points="online")
 POINT_SOLVERS = [
@@ -477,6 +477,7 @@ class TestDomains:
         torch.testing.assert_close(plan.log_plan - log_mass, exact.log_plan, rtol=0, atol=1e-4)
 
     @pytest.mark.slow
+    @pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler on this machine")
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
     def test_the_compiled_step_is_the_step(self) -> None:
         problem = random_problem(40, dtype=torch.float32, zero_rows=1)

@@ -89,7 +89,7 @@ def test_a_solver_of_matrices_is_refused_with_the_remedy() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not HAS_KEOPS, reason="KeOps is not installed")
+@pytest.mark.skipif(not HAS_KEOPS, reason="KeOps or a C++ compiler is not installed")
 def test_keops_serves_it_and_names_it_where_it_cannot() -> None:
     exact = loss_and_gradients(ClipCaptionOTLoss(sinkhorn=TorchSinkhorn(domain="log")).double())
     ours = loss_and_gradients(ClipCaptionOTLoss(sinkhorn="keops", chunk_rows=4).double())

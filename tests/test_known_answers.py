@@ -26,7 +26,7 @@ from norton_losses import (
 )
 
 geomloss = pytest.mark.skipif(not HAS_GEOMLOSS, reason="GeomLoss is not installed")
-keops = pytest.mark.skipif(not HAS_KEOPS, reason="KeOps is not installed")
+keops = pytest.mark.skipif(not HAS_KEOPS, reason="KeOps or a C++ compiler is not installed")
 pot = pytest.mark.skipif(not HAS_POT, reason="POT is not installed")
 STEPS = 3000
 EXPLICIT = {
