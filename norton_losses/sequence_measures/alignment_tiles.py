@@ -39,6 +39,15 @@ class _Tile:
         """(Bv, Bt, clips, captions), a view: nothing valid lies beyond."""
         return similarity[..., : self.clips, : self.captions]
 
+    def taken(self, similarity: Tensor) -> Tensor:
+        """The similarities (bv, bt, clips, captions) of its pairs, copied."""
+        if not similarity.is_contiguous():
+            return self.of(similarity)[self.pairs]
+        # Whole blocks by one index are copied faster than parts of them by two.
+        index = (self.videos[:, None] * similarity.shape[1] + self.paragraphs).flatten()
+        block = similarity.flatten(0, 1).index_select(0, index)
+        return self.of(block.view(len(self.videos), len(self.paragraphs), *similarity.shape[2:]))
+
 
 class Tiles:
     """All pairs in tiles, and the scoring of a tile.
@@ -70,7 +79,7 @@ class Tiles:
         """Scores (Bv, Bt) of all pairs."""
         scores = similarity.new_zeros(similarity.shape[:2])
         for tile in self:
-            scores[tile.pairs] = self.scores_of(tile.of(similarity)[tile.pairs], tile)
+            scores[tile.pairs] = self.scores_of(tile.taken(similarity), tile)
         return scores
 
     def gradient(self, similarity: Tensor, of_scores: Tensor) -> Tensor:
@@ -78,7 +87,7 @@ class Tiles:
         gradient = torch.zeros_like(similarity)
         twice = torch.is_grad_enabled()  # the gradient is to be differentiated in its turn
         for tile in self:
-            block = tile.of(similarity)[tile.pairs]
+            block = tile.taken(similarity)
             if not block.requires_grad:
                 block.requires_grad_()
             with torch.enable_grad():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Sequence
+from typing import cast, final
 
 import torch
 from torch import Tensor
@@ -43,23 +44,26 @@ class DynamicTimeWarping(AbstractAlignment):
     def distance(self, costs: Tensor, clips: Tensor, captions: Tensor) -> Tensor:
         # Anti-diagonal by anti-diagonal: all cells of one depend on the two before it.
         n, m, pairs = costs.shape
-        flat = costs.flatten(0, 1)  # (N * M, P): M - 1 further is one clip on, one caption back
+        sizes = [min(k, n - 1) - max(k - m + 1, 0) + 1 for k in range(n + m - 1)]
+        # Sorted and split once: the gradient of a slice for each is as large as all costs.
+        cell = torch.arange(n * m, device=costs.device)
+        order = (cell // m + cell % m).argsort(stable=True)
+        sorted_costs = costs.flatten(0, 1).index_select(0, order)
+        diagonals = cast(Sequence[Tensor], sorted_costs.split(sizes))  # pyright: ignore
         ends = clips + captions - 2  # the anti-diagonal of a pair's last cell
 
         def framed(cells: Tensor) -> Tensor:  # what lies outside the matrix is infinitely far
             return pad(cells, (0, 0, 1, 1), value=torch.inf)
 
-        before, last, distances = framed(flat[:0]), framed(flat[:1]), flat[0]
+        start = diagonals[0]
+        before, last, distances = framed(start[:0]), framed(start), start[0]
         first_before, first_last = 0, 0  # the clips that anti-diagonals k - 2 and k - 1 begin with
         for k in range(1, n + m - 1):
-            first, final_clip = max(k - m + 1, 0), min(k, n - 1)
-            size = final_clip - first + 1
-            start = first * m + k - first
-            cost = flat[start : start + (size - 1) * (m - 1) + 1 : max(m - 1, 1)]
+            first, size = max(k - m + 1, 0), sizes[k]
             across = before[first - first_before :][:size]  # D[a-1, b-1]
             down = last[first - first_last :][:size]  # D[a-1, b]
             along = last[first - first_last + 1 :][:size]  # D[a, b-1]
-            cells = framed(cost + smallest((across, down, along), self.smoothing))
+            cells = framed(diagonals[k] + smallest((across, down, along), self.smoothing))
             before, last, first_before, first_last = last, cells, first_last, first
             at_clip = cells.gather(0, (clips - first).clamp(0, size + 1).expand(1, pairs))[0]
             distances = torch.where(ends == k, at_clip, distances)

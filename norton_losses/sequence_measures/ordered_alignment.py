@@ -58,17 +58,20 @@ def _one_way(costs: Tensor, clips: Tensor, captions: Tensor, smoothing: float) -
     The column of zeros before the first caption, and that after a pair's last, are not written out:
     a path enters from the one and leaves into the other at any clip.
     """
-    n, m, pairs = costs.shape
+    n, _, pairs = costs.shape
     free = costs.new_zeros(pairs)
     outside = costs.new_full((1, pairs), torch.inf)
 
-    first = [costs[0, 0]]
-    for a in range(1, n):
-        first.append(costs[a, 0] + smallest((free, first[-1], free), smoothing))
+    # Unbound once: the gradient of a column taken by itself is as large as all costs.
+    of_first, *of_others = costs.unbind(1)
+    entry, *entries = of_first.unbind()
+    first = [entry]
+    for cost in entries:
+        first.append(cost + smallest((free, first[-1], free), smoothing))
     column = last = torch.stack(first)  # (N, P)
-    for b in range(1, m):
+    for b, cost in enumerate(of_others, 1):
         diagonal = torch.cat([outside, column[:-1]])  # D[a-1, b-1]
-        column = costs[:, b] + smallest((diagonal, column), smoothing)
+        column = cost + smallest((diagonal, column), smoothing)
         last = torch.where(captions > b, column, last)
 
     left = distances = last[0]
