@@ -133,6 +133,15 @@ BELOW: dict[str, set[str]] = {
         "sequence_measures",
         "similarity_block",
     },
+    "audit": {
+        "fusion",
+        "norton",
+        "retrieval",
+        "segments",
+        "sequence_measures",
+        "token_similarity",
+        "video_paragraph",
+    },
     "plotting": {"retrieval", "sequence_measures", "sinkhorn"},
 }
 TOPMOST = {"__init__", "__main__"}
@@ -140,7 +149,7 @@ OPTIONAL = {
     "ot": {"pot_sinkhorn"},
     "geomloss": {"geomloss_sinkhorn"},
     "pykeops": {"keops_sinkhorn"},
-    "tqdm": {"retrieve"},
+    "tqdm": {"progress"},
     "triton": {"small_sinkhorn_triton", "soft_maximum_triton", "soft_maximum_device_triton"},
     "matplotlib": {"alignment_figure"},
 }

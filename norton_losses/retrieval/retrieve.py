@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias, cast
 
@@ -24,6 +22,7 @@ from norton_losses.distributed import ProcessGroup, Shard, check_group
 from norton_losses.loss import AbstractLoss
 from norton_losses.norton_similarity import NortonSimilarityLoss
 from norton_losses.retrieval.output import RetrievalOutput, read_truth
+from norton_losses.retrieval.progress import progress_bar
 from norton_losses.retrieval.ragged import Sequences, read_ragged
 from norton_losses.segments import Segments
 from norton_losses.sequence_measures import (
@@ -147,7 +146,7 @@ def retrieve(
         pairs = sum(len(rows) for rows in own_groups) * len(ragged_paragraphs)
         column_groups = ragged_paragraphs.groups(batch_size)
         shown = progress and shard.rank == 0
-        with torch.no_grad(), _progress(pairs, shown) as advance:
+        with torch.no_grad(), progress_bar(pairs, shown) as advance:
             for rows in own_groups:
                 video_batch = ragged_videos.batch(rows, device)
                 for columns in column_groups:
@@ -254,22 +253,3 @@ def _checked(tile: Any, rows: Tensor, columns: Tensor) -> Tensor:
         got = tuple(tile.shape) if isinstance(tile, Tensor) else type(tile).__name__
         raise ValueError(f"score must give a tensor (Bv, Bt), here {shape}, got {got}")
     return tile
-
-
-@contextmanager
-def _progress(pairs: int, shown: bool) -> Generator[Callable[[int], object]]:
-    """A function to call with the pairs just done: shows a bar of tqdm, or one line at the end."""
-    if not shown:
-        yield lambda done: None
-        return
-    try:
-        from tqdm import tqdm  # pyright: ignore
-    except ImportError:
-        start = time.perf_counter()
-        yield lambda done: None
-        seconds = time.perf_counter() - start
-        said = f"scored {pairs} pairs in {seconds:.1f} s (for a bar: pip install tqdm)"
-        print(said, file=sys.stderr)
-        return
-    with tqdm(total=pairs, unit="pair", unit_scale=True) as bar:
-        yield bar.update
