@@ -488,7 +488,10 @@ class TestFeatureFile:
     def test_the_page_of_the_format_is_what_is_written(self, tmp_path: Path) -> None:
         from norton_losses.retrieval import feature_file
 
-        save_features(tmp_path / "f.npz", VIDEOS, PARAGRAPHS, range(11))
+        texts = [["wash"] * len(one) for one in PARAGRAPHS]
+        times = [[0.5] * len(one) for one in VIDEOS], [[0.5] * len(one) for one in PARAGRAPHS]
+        extras = {"texts": texts, "times": times}
+        save_features(tmp_path / "f.npz", VIDEOS, PARAGRAPHS, range(11), **extras)  # type: ignore[arg-type]
         keys = re.findall(r"^``(\w+)``", feature_file.__doc__ or "", flags=re.MULTILINE)
         with np.load(tmp_path / "f.npz") as archive:
             assert sorted(keys) == sorted(archive.files)

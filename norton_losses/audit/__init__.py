@@ -6,5 +6,14 @@
 from norton_losses.audit.corpus_audit import audit
 from norton_losses.audit.narration import Narration
 from norton_losses.audit.output import AuditOutput, CaptionAudits, Rate, VideoAudits
+from norton_losses.audit.report import write_report
 
-__all__ = ["AuditOutput", "CaptionAudits", "Narration", "Rate", "VideoAudits", "audit"]
+__all__ = [
+    "AuditOutput",
+    "CaptionAudits",
+    "Narration",
+    "Rate",
+    "VideoAudits",
+    "audit",
+    "write_report",
+]

@@ -13,7 +13,9 @@ pairs are.
 
 :math:`f_0` is measured on captions with clips of other videos. The rest is fitted by expectation
 maximisation: the distributions q of steps and r of what is beside, the share :math:`\rho` of
-captions that tell no clip, and :math:`f_1`.
+captions that tell no clip, and :math:`f_1`. A caption that fits its clip no better than strange
+ones do cannot be told from one that tells none, and counts as such: :math:`\rho` is an upper bound
+where the similarities are weak.
 """
 
 from __future__ import annotations
@@ -98,10 +100,16 @@ class Narration:
             captions += batch.captions.sum().item()
             first += walk.first.sum().item()
         videos = sum(len(batch.places) for batch in batches)
+        # What f1 has in common with f0 cannot be told from captions that tell no clip. It is taken
+        # for theirs: as much as the lower half of strange similarities has of f1.
+        half = int((expected.cumsum(0) <= 0.5).sum())
+        fitting = seen / seen.sum()
+        common = min((fitting[:half].sum() / expected[:half].sum()).item(), 0.99)
+        fitting = (fitting / expected - common).clamp(min=0)
         return Narration(
             self.edges,
-            _rising(seen / expected, expected),
-            min(max(1 - told / captions, 1e-3), 1 - 1e-3),
+            _rising(fitting, expected),
+            min(max(1 - (1 - common) * told / captions, 1e-3), 1 - 1e-3),
             (steps + 1e-3) / (steps + 1e-3).sum(),
             (beside + 1e-3) / (beside + 1e-3).sum(),
             min(max(first / videos, 1e-3), 1 - 1e-3),

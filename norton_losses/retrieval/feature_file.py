@@ -9,6 +9,9 @@ key                         shape               what
 ``captions_per_paragraph``  (paragraphs,)       integer, their sum is the number of captions
 ``truth``                   (videos,)           integer, the paragraph of each video; may be
                                                 left out where video i is of paragraph i
+``caption_texts``           (all captions,)     text, to be shown; may be left out
+``clip_times``              (all clips,)        floating, in seconds, and with it
+``caption_times``           (all captions,)     floating, in seconds; both may be left out
 ==========================  ==================  ================================================
 """
 
@@ -31,7 +34,13 @@ _SIDES = (
     ("clip_embeddings", "clips_per_video", "(all clips, D)", "(videos,)"),
     ("caption_embeddings", "captions_per_paragraph", "(all captions, D)", "(paragraphs,)"),
 )
-_KEYS = ("truth", *(key for side in _SIDES for key in side[:2]))
+# What may be left out, beside the truth: whose entries it has, which kinds of numpy, their name.
+_EXTRAS = {
+    "caption_texts": ("caption_embeddings", "U", "text"),
+    "clip_times": ("clip_embeddings", "f", "floating"),
+    "caption_times": ("caption_embeddings", "f", "floating"),
+}
+_KEYS = ("truth", *_EXTRAS, *(key for side in _SIDES for key in side[:2]))
 # A RuntimeError is that of an encrypted archive, and a base of NotImplementedError.
 _UNREADABLE = zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, OSError, EOFError
 
@@ -44,11 +53,16 @@ class Features:
         videos: for each video its clips (n, D), floating.
         paragraphs: for each paragraph its captions (m, D), floating.
         truth: (videos,), the paragraph of each video; None means paragraph i for video i.
+        texts: for each paragraph the texts of its captions (m,), or None.
+        times: for each video the times of its clips (n,), and for each paragraph those of its
+            captions (m,), in seconds; or None.
     """
 
     videos: list[NDArray[Any]]
     paragraphs: list[NDArray[Any]]
     truth: NDArray[np.int64] | None = None
+    texts: list[NDArray[np.str_]] | None = None
+    times: tuple[list[NDArray[Any]], list[NDArray[Any]]] | None = None
 
 
 def save_features(
@@ -56,6 +70,9 @@ def save_features(
     videos: Sequence[NDArray[Any] | Tensor],
     paragraphs: Sequence[NDArray[Any] | Tensor],
     truth: NDArray[Any] | Tensor | Sequence[int] | None = None,
+    *,
+    texts: Sequence[Sequence[str]] | None = None,
+    times: tuple[Sequence[Any], Sequence[Any]] | None = None,
 ) -> None:
     """Write embeddings to a file that ``python -m norton_losses.retrieval`` reads.
 
@@ -64,6 +81,9 @@ def save_features(
         videos: for each video its clips (n, D), floating.
         paragraphs: for each paragraph its captions (m, D), floating.
         truth: (videos,), integer, the paragraph of each video; None means the one of its number.
+        texts: for each paragraph the texts of its captions.
+        times: for each video the times of its clips, and for each paragraph those of its captions,
+            in seconds.
 
     Raises:
         ValueError: arrays of another shape, or of different widths; an unfit truth.
@@ -100,6 +120,11 @@ def save_features(
         arrays[counts] = np.array([len(part) for part in parts])
     if truth is not None:
         arrays["truth"] = as_numpy(truth)
+    if texts is not None:
+        arrays["caption_texts"] = np.array([text for part in texts for text in part], dtype=np.str_)
+    if times is not None:
+        for name, parts in zip(("clip_times", "caption_times"), times, strict=True):
+            arrays[name] = np.concatenate([as_numpy(part).astype(np.float64) for part in parts])
     _check(arrays, path)
     np.savez(path, **arrays)  # pyright: ignore
 
@@ -139,11 +164,20 @@ def load_features(path: str | Path) -> Features:
             "with norton_losses.retrieval.save_features"
         ) from error
     _check(arrays, path, others)
-    videos, paragraphs = (
-        np.split(arrays[name], np.cumsum(arrays[counts])[:-1]) for name, counts, *_ in _SIDES
+    clip_ends, caption_ends = (np.cumsum(arrays[counts])[:-1] for _, counts, *_ in _SIDES)
+    videos = np.split(arrays["clip_embeddings"], clip_ends)
+    paragraphs = np.split(arrays["caption_embeddings"], caption_ends)
+    truth, texts, times = arrays.get("truth"), arrays.get("caption_texts"), None
+    if "clip_times" in arrays:
+        of_captions = np.split(arrays["caption_times"], caption_ends)
+        times = np.split(arrays["clip_times"], clip_ends), of_captions
+    return Features(
+        videos,
+        paragraphs,
+        None if truth is None else truth.astype(np.int64),
+        None if texts is None else np.split(texts, caption_ends),
+        times,
     )
-    truth = arrays.get("truth")
-    return Features(videos, paragraphs, None if truth is None else truth.astype(np.int64))
 
 
 def _check(arrays: dict[str, NDArray[Any]], path: Path, others: Sequence[str] = ()) -> None:
@@ -166,6 +200,16 @@ def _check(arrays: dict[str, NDArray[Any]], path: Path, others: Sequence[str] = 
             f"{path}: clip_embeddings and caption_embeddings must share their width D, got "
             f"{widths[0]} and {widths[1]}"
         )
+    if ("clip_times" in arrays) != ("caption_times" in arrays):
+        raise ValueError(f"{path}: clip_times and caption_times go together, and one is missing")
+    for name, (of, kinds, kind) in _EXTRAS.items():
+        if name in arrays and (
+            arrays[name].shape != arrays[of].shape[:1] or arrays[name].dtype.kind not in kinds
+        ):
+            raise ValueError(
+                f"{path}: {name} must be {kind} of shape {arrays[of].shape[:1]}, as many as {of}, "
+                f"got {arrays[name].dtype} of shape {arrays[name].shape}"
+            )
     videos, paragraphs = (len(arrays[counts]) for _, counts, *_ in _SIDES)
     if "truth" in arrays:
         truth = _entry(arrays, "truth", "(videos,)", "iu", path)
