@@ -135,7 +135,7 @@ class ClipCaptionOTLoss(AbstractContrastiveLoss[ClipCaptionOutput]):
             )
             frames = inputs.video.tokens.shape[2]
             if frames > 1 and frames == captions.shape[1]:
-                remedy = "if video is (B, F, N, D), pass video.transpose(1, 2)"
+                remedy = "if the tokens of video are (B, F, N, D), give their .transpose(1, 2)"
             raise ValueError(
                 "clip i is paired with caption i, so there must be as many of each, got N = "
                 f"{clips.shape[1]} clips and M = {captions.shape[1]} captions; {remedy}"
@@ -227,7 +227,9 @@ def clip_caption_loss(
 
     Args:
         logits: l (K, K), floating, already divided by a temperature; rows are clips.
-        beta, epsilon, sinkhorn: as of :class:`ClipCaptionOTLoss`.
+        beta: as of :class:`ClipCaptionOTLoss`.
+        epsilon: as of :class:`ClipCaptionOTLoss`.
+        sinkhorn: as of :class:`ClipCaptionOTLoss`.
         mask: (K,), bool, the valid pairs; None means all.
         group_ids: (K,), integer. Pairs of the same group are duplicates, not negatives: the plan is
             solved with them, then they leave the softmax and the targets, rows keep their sum.

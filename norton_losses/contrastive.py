@@ -212,7 +212,7 @@ class ClampWithReturn(torch.autograd.Function):
 class Temperature(ScalarState):
     r"""The temperature of a contrastive loss, learned on a logarithmic scale.
 
-    .. math:: \tau = e^{-s}, \quad s = \mathrm{clamp}(\texttt{log\_scale}, 0, \log 100)
+    .. math:: \tau = e^{-s}, \quad s = \mathrm{clamp}(\mathtt{log\_scale}, 0, \log 100)
 
     Calling it gives :math:`\tau` (), float32 or wider; logits are scores divided by it.
 
@@ -251,18 +251,21 @@ class Temperature(ScalarState):
         if not isinstance(self.log_scale, nn.Parameter) or not self.log_scale.requires_grad:
             return
         calls, start = self._watched
-        if calls == PATIENCE or type(self.log_scale.data) is not Tensor:  # done, or sharded
+        if calls == PATIENCE or type(self.log_scale.data) is not Tensor:  # said, or a fake tensor
             return
         start = self.log_scale.detach().clone() if start is None else start
         self._watched = calls + 1, start
         # By its value: not every optimiser counts up the version of what it changes.
-        if calls + 1 == PATIENCE and torch.equal(start.to(self.log_scale), self.log_scale.detach()):
+        if calls + 1 == PATIENCE and torch.allclose(start.to(self.log_scale), self.log_scale):
             warnings.warn(
-                f"no optimiser has changed the temperature in {PATIENCE} steps: hand the loss's "
-                "parameters() to it beside the model's, or build the loss with "
+                f"the temperature has not changed in {PATIENCE} steps: hand the loss's "
+                "parameters() to the optimiser beside the model's, or build the loss with "
                 "learnable_temperature=False",
                 stacklevel=2,
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_watched"}
 
     def extra_repr(self) -> str:
         return f"log_scale={self.shown()}, learnable={self.log_scale.requires_grad}"

@@ -42,9 +42,8 @@ def minmax(
         shard: the processes whose extremes count as well.
 
     Returns:
-        Same shape, float32 or wider. Zeros where the range is below 16 units in the last place:
-        what is left of a constant matrix is rounding, and stretching it to [0, 1] would invent
-        structure.
+        Same shape, float32 or wider. Zeros where the range is below 16 units in the last place,
+        since what is left of a constant matrix is rounding, which would become structure.
 
     Raises:
         ValueError: a mask of another shape, a range that is empty or not finite.

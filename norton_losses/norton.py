@@ -51,7 +51,7 @@ class NortonLoss(AbstractLoss[NortonOutput]):
         gather: of the video-paragraph term; the clip-caption term gathers embeddings alone.
 
     Raises:
-        ValueError: ``weight`` below 0, a process group of a term's own.
+        ValueError: ``weight`` below 0; a term that was built with a ``process_group``.
         TypeError: what is no such term; arguments of a part, with the part that takes them.
 
     Source: Eq. (1) of Lin et al., ICLR 2024.
@@ -152,7 +152,7 @@ class NortonLoss(AbstractLoss[NortonOutput]):
     ) -> NortonLoss:
         """The objective as the paper writes it, Eq. (1) to (8). It will not change.
 
-        Args: as those of :meth:`released`.
+        Arguments are those of :meth:`released`, without ``pooled_weight``.
 
         Example:
             >>> from norton_losses import NortonLoss
@@ -191,8 +191,9 @@ class NortonLoss(AbstractLoss[NortonOutput]):
         either loads into the other. Negatives are those of one process.
 
         Args:
-            video_paragraph, clip_caption, weight: as of :class:`NortonLoss`; the similarity of the
-                former is not used, nor is ``normalize`` of the latter.
+            video_paragraph: as of :class:`NortonLoss`; its similarity is not used.
+            clip_caption: as of :class:`NortonLoss`; its ``normalize`` is not used.
+            weight: as of :class:`NortonLoss`.
             cosines: whether similarities lie in [-1, 1]. True refuses others, such as logits; False
                 takes any, and solves transports in float64.
 

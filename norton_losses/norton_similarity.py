@@ -28,7 +28,11 @@ class NortonSimilarityLoss(nn.Module):
     Both terms compare the same S: that of clip i of video b with caption j of paragraph c.
 
     Args:
-        video_paragraph, clip_caption, weight, cosines: as of :meth:`NortonLoss.from_similarity`.
+        video_paragraph: as of :meth:`norton_losses.NortonLoss.from_similarity`, which fills in
+            defaults.
+        clip_caption: the same.
+        weight: the same.
+        cosines: the same.
 
     Source: Eq. (1) of Lin et al., ICLR 2024.
     """

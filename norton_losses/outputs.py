@@ -46,7 +46,8 @@ class VideoParagraphOutput(_Output):
         frame_mask: (B, N, F), bool, the frames that took part; None where a similarity came
             ready-made.
         word_mask: (B, M, W), bool, the words that took part, of this process; or None.
-        block, measured: what the similarity and the measure gave, with their gradient.
+        block: what the similarity gave, with its gradient.
+        measured: what the measure gave, with its gradient.
     """
 
     loss: Tensor

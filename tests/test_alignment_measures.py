@@ -131,6 +131,15 @@ def test_soft_becomes_hard(kind: type) -> None:
     torch.testing.assert_close(soft_path, hard_path, rtol=0, atol=1e-2)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("kind", [DynamicTimeWarping, OrderedAlignment])
+def test_infinite_costs_have_no_part_in_gradients(kind: type, smoothing: float) -> None:
+    similarity = torch.rand(2, 2, 3, 4, dtype=torch.float64)
+    similarity[..., 0, 0] = -torch.inf
+    leaf = similarity.requires_grad_()
+    assert torch.autograd.grad(kind(smoothing)(leaf).sum(), leaf)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("smoothing", [1e-2, 1e-3, 1e-6])
 @pytest.mark.parametrize("kind", [DynamicTimeWarping, OrderedAlignment])
 def test_gradients_keep_their_digits_along_a_path(kind: type, smoothing: float) -> None:

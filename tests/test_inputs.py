@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -269,10 +271,10 @@ class TestMistakesThatPeopleMade:
                 NortonLoss()(*sides)
 
     def test_frames_in_the_place_of_clips(self) -> None:
-        with pytest.raises(
-            ValueError, match=r"if video is \(B, F, N, D\), pass video.transpose\(1"
-        ):
+        with pytest.raises(ValueError, match=r"are \(B, F, N, D\), give their .transpose\(1, 2\)"):
             NortonLoss()(torch.randn(2, 6, 3, 8), text)
+        with pytest.raises(ValueError, match="group flat tokens"):  # there is nothing to transpose
+            NortonLoss()(torch.randn(2, 4, 8), torch.randn(2, 1, 8))
 
     def test_pixels(self) -> None:
         with pytest.raises(TypeError, match=r"if pixels, encode them"):
@@ -334,11 +336,17 @@ class TestMistakesThatPeopleMade:
         loss.eval()(video, text)
         with torch.no_grad():
             loss.train()(video, text)
-        with pytest.warns(UserWarning, match="no optimiser has changed the temperature in 4 steps"):
+        with pytest.warns(UserWarning, match="the temperature has not changed in 4 steps"):
             loss(video, text)
         for _ in range(9):  # it was said
             loss(video, text)
         ClipCaptionOTLoss(learnable_temperature=False)(video, text)
+
+    def test_what_was_watched_is_neither_copied_nor_saved(self) -> None:
+        loss = ClipCaptionOTLoss()
+        torch.func.grad(lambda x: loss(x, text[:, :, :4]))(video)
+        for again in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+            assert again(video, text[:, :, :4]) == loss(video, text[:, :, :4])
 
     @pytest.mark.parametrize(
         "optimizer",

@@ -170,3 +170,13 @@ def test_a_filtered_transport_is_explained_as_well() -> None:
     assert out.plan is not None
     assert (out.plan.log_u.isfinite().sum(-1) <= out.caption_mask.sum(-1) + 1).all()
     assert 0 <= out.diagnostics()["bucket_mass"] <= 1
+
+
+def test_results_and_temperatures_without_a_value_are_printed() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        loss = NortonLoss()
+        out = loss.explain(torch.randn(2, 3, 4, 8), torch.randn(2, 3, 5, 8))
+    assert repr(out) == "NortonOutput(loss=no value)"
+    assert "log_scale=no value" in repr(loss)

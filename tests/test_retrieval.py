@@ -460,13 +460,27 @@ class TestReadyScores:
             assert found.seconds == 0
             torch.testing.assert_close(found.scores.to(expected.scores), expected.scores)
 
+    def test_scores_of_any_memory_are_copied(self) -> None:
+        scores = np.eye(3)
+        scores.setflags(write=False)
+        assert RetrievalOutput.from_scores(scores[:, ::-1], [2, 1, 0]).scores[0, 2] == 1
+        given = torch.eye(3)
+        out = RetrievalOutput.from_scores(given)
+        given.zero_()
+        assert out.scores.equal(torch.eye(3))
+
     def test_mistakes_are_named(self) -> None:
         with pytest.raises(ValueError, match="without truth there must be a paragraph for each"):
             RetrievalOutput.from_scores(torch.zeros(2, 3))
-        with pytest.raises(ValueError, match=r"scores must be \(Bv, Bt\), got shape \(3,\)"):
+        with pytest.raises(
+            ValueError, match=r"scores must be numbers \(Bv, Bt\), got .* of shape \(3,\)"
+        ):
             RetrievalOutput.from_scores(torch.zeros(3))
         with pytest.raises(ValueError, match="must not hold NaN"):
             RetrievalOutput.from_scores(torch.full((2, 2), torch.nan))
+        for wrong in (np.eye(2) * 1j, np.array([["a"]]), None):
+            with pytest.raises(ValueError, match="scores must be numbers"):
+                RetrievalOutput.from_scores(wrong)  # type: ignore[arg-type]
 
     def test_a_loss_of_similarities_cannot_score_tokens(self) -> None:
         loss = NortonLoss.from_similarity()

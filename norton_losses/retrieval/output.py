@@ -58,7 +58,8 @@ class RetrievalOutput:
             seconds: what scoring took.
 
         Raises:
-            ValueError: scores that are NaN or none, a truth outside the paragraphs.
+            ValueError: scores that are NaN or no numbers, a truth outside the paragraphs.
+            TypeError: a truth that is not integer.
 
         Source: R@k and MedR of :mod:`norton_losses.metrics`.
 
@@ -70,9 +71,12 @@ class RetrievalOutput:
             scores   video -> paragraph    100.0  100.0  100.0    1.0
                      paragraph -> video    100.0  100.0  100.0    1.0
         """
-        table = torch.from_numpy(as_numpy(scores))  # pyright: ignore
-        if table.dim() != 2:
-            raise ValueError(f"scores must be (Bv, Bt), got shape {tuple(table.shape)}")
+        values = as_numpy(scores)
+        if values.ndim != 2 or values.dtype.kind not in "fiub":
+            raise ValueError(
+                f"scores must be numbers (Bv, Bt), got {values.dtype} of shape {values.shape}"
+            )
+        table = torch.tensor(np.array(values), device="cpu")
         paragraphs = read_truth(truth, *table.shape)
         videos = invert_truth(paragraphs, table.shape[1])
         metrics = _metrics(table, paragraphs), _metrics(table.T, videos)

@@ -120,8 +120,10 @@ class _SmoothMinimum(torch.autograd.Function):
         # Shares by the rounded minimum would not sum to 1, and over a path their errors multiply.
         candidates = ctx.saved_tensors
         lowest = reduce(torch.minimum, candidates).detach()
+        lowest = lowest.masked_fill(lowest == torch.inf, 0)  # then no candidate has a share
         weights = [((lowest - candidate) / ctx.smoothing).exp() for candidate in candidates]
-        of_one = grad_outputs[0] / sum(weights[1:], weights[0])
+        total = reduce(torch.add, weights).clamp(min=1)  # that of the lowest is 1
+        of_one = grad_outputs[0] / total
         return None, *(of_one * weight for weight in weights)
 
 

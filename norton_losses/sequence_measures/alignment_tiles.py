@@ -41,12 +41,13 @@ class _Tile:
 
     def taken(self, similarity: Tensor) -> Tensor:
         """The similarities (bv, bt, clips, captions) of its pairs, copied."""
-        if not similarity.is_contiguous():
-            return self.of(similarity)[self.pairs]
-        # Whole blocks by one index are copied faster than parts of them by two.
+        part = self.of(similarity)
+        if not part.is_contiguous():
+            return part[self.pairs]
+        # Whole blocks by one index are copied faster than by two.
         index = (self.videos[:, None] * similarity.shape[1] + self.paragraphs).flatten()
-        block = similarity.flatten(0, 1).index_select(0, index)
-        return self.of(block.view(len(self.videos), len(self.paragraphs), *similarity.shape[2:]))
+        block = part.flatten(0, 1).index_select(0, index)
+        return block.view(len(self.videos), len(self.paragraphs), *part.shape[2:])
 
 
 class Tiles:
