@@ -17,13 +17,13 @@ class DocstringMarkdown(Extension):
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         if obj.docstring is not None:
-            obj.docstring.value = in_markdown(obj.docstring.value, obj)
+            obj.docstring.value = in_markdown(obj.docstring.value)
 
 
-def in_markdown(text: str, obj: Object) -> str:
+def in_markdown(text: str) -> str:
     text = DIRECTIVE.sub(lambda m: f"{m[1]}$$\n{m[1]}{_joined(m[2])}\n{m[1]}$$\n", text)
     text = INLINE.sub(r"$\1$", text)
-    text = ROLE.sub(lambda m: _reference(m[1], m[2], obj), text)
+    text = ROLE.sub(lambda m: _reference(m[1], m[2]), text)
     return re.sub(r"^( *)Example:$", r"\1Examples:", text, flags=re.MULTILINE)
 
 
@@ -31,8 +31,8 @@ def _joined(formula: str) -> str:
     return " ".join(formula.split())
 
 
-def _reference(short: str, name: str, obj: Object) -> str:
-    """A link, or code where the name is of the class at hand."""
+def _reference(short: str, name: str) -> str:
+    """A link, or code where the name is no whole one."""
     shown = name.rpartition(".")[2] if short else name
     if not name.startswith("norton_losses"):
         return f"`{shown}`"

@@ -25,6 +25,7 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>',
 START = "README.md"  # of the repository, the first page of the site
 
 _navigation: list[Any] = []
+_markdown: dict[str, str] = {}  # of each page, with the links of the site
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -47,14 +48,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Point links at pages of the site."""
-    source = next((path for path, uri in _SITE.items() if uri == page.file.src_uri), None)
-    source = source or f"docs/{page.file.src_uri}"
+    source = _SITE.get(page.file.src_uri, f"docs/{page.file.src_uri}")
+    if not source.endswith(".md"):
+        _markdown[page.file.src_uri] = markdown
+        return markdown  # code, in which f[x](y) is no link
 
     def moved(match: re.Match[str]) -> str:
         uri = site_uri(_resolved(source, match[1]))
         return posixpath.relpath(uri, posixpath.dirname(page.file.src_uri))
 
-    return LINK.sub(moved, markdown)
+    _markdown[page.file.src_uri] = LINK.sub(moved, markdown)
+    return _markdown[page.file.src_uri]
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -81,14 +85,20 @@ def on_post_build(config: MkDocsConfig) -> None:
         if isinstance(item, Section):
             lines += ["", f"## {item.title}", ""]
         for page in pages:
-            copy = Path(config["site_dir"], page.file.src_uri)
+            # Of the API the Markdown names what to render, and nothing else.
+            place = (
+                page.file.dest_uri if ":::" in _markdown[page.file.src_uri] else page.file.src_uri
+            )
+            lines.append(f"- [{page.title}]({place})")
+    for place, markdown in _markdown.items():
+        copy = Path(config["site_dir"], place)
+        if ":::" not in markdown:
             copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_text(page.markdown or "")
-            lines.append(f"- [{page.title}]({page.file.src_uri})")
+            copy.write_text(markdown)
     Path(config["site_dir"], "llms.txt").write_text("\n".join(lines) + "\n")
 
 
-_SITE: dict[str, str] = {}  # where the files of the repository that are no documentation have gone
+_SITE: dict[str, str] = {}  # what of the repository, beside the documentation, has gone where
 
 
 def site_uri(path: str) -> str:
@@ -99,11 +109,11 @@ def site_uri(path: str) -> str:
         return path.removeprefix("docs/")
     elif (ROOT / path).is_dir():
         uri = f"repository/{path}/index.md"
-    elif path.endswith(".py") or "." not in path:
+    elif path.endswith(".py"):
         uri = f"repository/{path}.md"
     else:
         uri = f"repository/{path}"
-    _SITE[path] = uri
+    _SITE[uri] = path
     return uri
 
 
@@ -132,11 +142,9 @@ def _generated(path: str, uri: str, config: MkDocsConfig) -> File:
 
 def _of_python(path: str, source: str) -> str:
     """A page of a module: its docstring as text, then the code."""
-    if not path.endswith(".py"):
-        return f"# {path}\n\n```make\n{source}```\n"
     text = ast.get_docstring(ast.parse(source)) or ""
     code = source.split('"""', 2)[2].lstrip() if source.startswith('"""') else source
-    return f'# {Path(path).name}\n\n{text}\n\n```python title="{path}"\n{code}```\n'
+    return f'# `{Path(path).name}`\n\n{text}\n\n```python title="{path}"\n{code}```\n'
 
 
 def _listed(nav: Any) -> list[str]:

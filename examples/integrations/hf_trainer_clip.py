@@ -52,9 +52,9 @@ def main(folder: str, kind: str = "clip", videos: Any = range(900)) -> None:
     trainer = Trainer(model, args, make_batch, videos[100:], videos[:96], optimizers=(adamw, None))
     trainer.train()
     trainer.evaluate()
-    with torch.no_grad():
-        print(retrieve(model.loss, *model.encode(**make_batch(range(100))), progress=False))
+    print(retrieve(model.loss, *model.encode(**make_batch(range(100))), progress=False))
 
 
 if __name__ == "__main__":
-    main(tempfile.mkdtemp())
+    with tempfile.TemporaryDirectory() as place:
+        main(place)

@@ -52,9 +52,9 @@ def main(folder: Path, videos: int = 300) -> None:
         value.backward()
         optimizer.step()
         print(f"step {step}  loss {value.item():.6f}")
-    with torch.no_grad():
-        print(retrieve(loss, *encode(collate(windows[:100])[1]), progress=False))
+    print(retrieve(loss, *encode(collate(windows[:100])[1]), progress=False))
 
 
 if __name__ == "__main__":
-    main(Path(tempfile.mkdtemp()))
+    with tempfile.TemporaryDirectory() as place:
+        main(Path(place))
