@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import SUITES, compiling, distributed
+from benchmarks import SUITES, audit_study, compiling, distributed
 from benchmarks.harness.compare import compare
 from benchmarks.harness.figures import draw_all
 from benchmarks.harness.results import COMMITTED, QUICK
@@ -52,7 +52,8 @@ def plot(arguments: Sequence[str]) -> int:
     )
     from benchmarks.noise_study import pages as noise_study  # which needs scikit-learn
 
-    pages = [*rewrite_pages(), *distributed.rewrite_page(), *compiling.rewrite_page()]
+    of_their_own = (distributed, compiling, audit_study)
+    pages = [*rewrite_pages(), *(page for one in of_their_own for page in one.rewrite_page())]
     _tell([*draw_all(COMMITTED), *pages, *noise_study.rebuild()])
     return 0
 

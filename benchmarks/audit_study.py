@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 
 from benchmarks.harness.machine import ROOT, commit, cpu_name
 from benchmarks.harness.results import COMMITTED
+from benchmarks.harness.tables import markdown
 from benchmarks.noise_study.run import noise_of
 from examples.handwritten_howto.corpus import NOTHING, Corpus, Noise, make_corpus
 from examples.handwritten_howto.evaluation import HeldOut, evaluate
@@ -42,6 +44,9 @@ LEVELS: dict[str, Noise] = {
 SEEDS = range(5)
 USED = ("default", "40 %")  # levels at which InfoNCE is trained on what the audit believes
 STEPS, RATE = 500, 8e-3  # as the study of evidence.md has found best for NortonLoss
+SHARES = {"at their clip": "own", "at another": "misplaced", "nowhere": "nowhere"}
+TRAINED = ("InfoNCE", "InfoNCE, audited", "InfoNCE, paired anew", "NortonLoss")
+Rows = list[dict[str, Any]]
 INFONCE_RATE, INFONCE_TEMPERATURE = 1e-3, 0.4
 
 
@@ -193,12 +198,98 @@ def recalls(towers: Towers, judge: HeldOut) -> dict[str, float]:
     return {name: float(hits[name].mean()) for name in ("clip → caption", "transport")}
 
 
-def _mean(values: Sequence[Any]) -> float:
-    return float(np.mean(np.array(values, dtype=np.float64))) if len(values) else float("nan")
+def _mean(values: Sequence[Any]) -> float | None:
+    return float(np.mean(np.array(values, dtype=np.float64))) if len(values) else None
 
 
-def rows_on_file(path: Path = RESULTS) -> list[dict[str, Any]]:
+def rows_on_file(path: Path = RESULTS) -> Rows:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def recovered(rows: Rows) -> str:
+    """What the audit finds again, beside plain baselines, and with towers that read digits."""
+    tasks = {
+        "shifted captions at a right clip, %": ("recall", 100, ("audit", "cosine", "diagonal")),
+        "error of the shift, clips": ("shift_error", 1, ("audit", "cosine", "diagonal")),
+        "AUC, captions that match nothing": ("auc_nowhere", 100, ("audit", "similarity", "bucket")),
+        "AUC, captions off topic": ("auc_off_topic", 100, ("audit", "similarity", "bucket")),
+        "AUC, clips that match nothing": (
+            "auc_unmatched_clips", 100, ("audit", "similarity", "bucket"),
+        ),
+    }  # fmt: skip
+    head = ["", "noise", "audit", "cosine, or similarity", "diagonal, or bucket", "digits known"]
+    lines = []
+    for task, (key, factor, columns) in tasks.items():
+        for level in LEVELS:
+            of_level = [row for row in rows if row["level"] == level]
+            if not of_level or not of_level[0]["trained"][key].get("audit"):
+                continue
+            cells = [
+                _over_seeds([factor * row["trained"][key][column] for row in of_level])
+                for column in columns
+            ]
+            known = next(
+                (row["one-hot"][key]["audit"] for row in of_level if "one-hot" in row), None
+            )
+            lines.append([task, level, *cells, "" if known is None else f"{factor * known:.2f}"])
+            task = ""
+    return markdown(head, lines)
+
+
+def rates(rows: Rows) -> str:
+    """Shares of captions, estimated and true, in per cent."""
+    head = ["noise", *(f"{what}, {kind}" for what in SHARES for kind in ("estimated", "true"))]
+    lines = []
+    for level in LEVELS:
+        of_level = [row["trained"] for row in rows if row["level"] == level]
+        if of_level:
+            cells = [level]
+            for name in SHARES.values():
+                cells.append(_over_seeds([100 * row["estimated"][name] for row in of_level]))
+                cells.append(f"{100 * of_level[0]['true'][name]:.1f}")
+            lines.append(cells)
+    return markdown(head, lines)
+
+
+def use(rows: Rows) -> str:
+    """InfoNCE on what the audit believes, in per cent of R@1."""
+    lines = []
+    for level in USED:
+        of_level = [row["use"] for row in rows if row["level"] == level]
+        for task in ("clip → caption", "transport") if of_level else ():
+            lines.append(
+                [
+                    level,
+                    task,
+                    *(_over_seeds([100 * row[name][task] for row in of_level]) for name in TRAINED),
+                ]
+            )
+    return markdown(["noise", "task", *TRAINED], lines)
+
+
+def _over_seeds(values: Sequence[float]) -> str:
+    """Mean and 95 % interval of Student."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return f"{mean:.2f}"
+    reach = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return f"{mean:.2f} [{mean - reach:.2f}, {mean + reach:.2f}]"
+
+
+TABLES = {"recovered": recovered, "rates": rates, "use": use}
+
+
+def rewritten(page: str) -> str:
+    """The page with its blocks as the rows have them."""
+    rows = rows_on_file()
+    return BLOCK.sub(lambda block: f"{block[1]}{TABLES[block['table']](rows)}\n{block[3]}", page)
+
+
+def rewrite_page() -> list[Path]:
+    """Bring the page up to date; returns it if it was not."""
+    text = PAGE.read_text()
+    PAGE.write_text(rewritten(text))
+    return [PAGE] if rewritten(text) != text else []
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -462,7 +462,7 @@ class TestPages:
             assert "nan" not in table
         ours, infonce = (100 * share[name] for name in ("NortonLoss", "InfoNCE"))
         assert f"{ours:.1f} [{ours:.1f}, {ours:.1f}]" in written["headline"]
-        assert written["headline"].count(f"{ours - infonce:+.1f} [") == 12
+        assert written["headline"].count(f"{ours - infonce:+.1f} [") == 15
         assert written["targets"].count("| no ") == 1  # 9 points are more than 8 and less than 15
         assert f"{100 * share['min-max']:.1f}" in written["variants"]
         assert f"{100 * share['NortonLoss, scale 40']:.1f}" in written["scales"]

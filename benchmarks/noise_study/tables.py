@@ -173,6 +173,7 @@ def headline(study: Study) -> str:
         ("default", at_default(study)),
         ("asynchrony 60 %", of_noise(study, "asynchrony", 0.6)),
         ("all kinds 60 %", of_noise(study, "all", 0.6)),
+        ("off-topic captions 80 %", of_noise(study, "off-topic captions", 0.8)),
     )
     tasks = (*BOTH, "DTW")
     lines = []
