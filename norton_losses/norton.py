@@ -49,6 +49,7 @@ class NortonLoss(AbstractLoss[NortonOutput]):
         weight: lambda, 0 or above.
         process_group: of both terms, as of :class:`~norton_losses.NortonVideoParagraphLoss`.
         gather: of the video-paragraph term; the clip-caption term gathers embeddings alone.
+        **misplaced: refused, with the part that takes such an argument.
 
     Raises:
         ValueError: ``weight`` below 0; a term that was built with a ``process_group``.

@@ -70,6 +70,7 @@ class NortonVideoParagraphLoss(AbstractContrastiveLoss[VideoParagraphOutput]):
         gather: ``"all"`` brings the text of all processes here at once; ``"chunked"`` one process's
             at a time, which is sent and compared once more in the backward pass: less memory, more
             work. Then ``explain`` has similarities of this process's own text alone, and no plan.
+        **misplaced: refused, with the part that takes such an argument.
 
     Raises:
         ValueError: a temperature out of range; ``gather="chunked"`` with a similarity that is

@@ -6,7 +6,6 @@ import csv
 import itertools
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ from norton_losses.audit import Narration, audit, narration, write_report
 from norton_losses.audit.__main__ import main
 from norton_losses.metrics import alignability_auc
 from norton_losses.retrieval import load_features, save_features
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+from tests.browser import opened
 
 
 def corpus(videos: int = 60, off_topic: float = 0.0, late: int = 0, seed: int = 0) -> Any:
@@ -270,18 +268,7 @@ def test_the_report_is_one_page_that_sorts_searches_and_keeps_captions_text(tmp_
     texts[7][2] = HOSTILE + ' SCRIPT-HASH "DATA" <!-- '
     out = audit("transport", clips, captions, captions=texts, progress=False)
     write_report(out, tmp_path / "report.html", title="<b>A & B</b>")
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
-    playwright: Any = pytest.importorskip("playwright.sync_api", reason="playwright is missing")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        page = browser.new_page(viewport={"width": 390, "height": 844})
-        complaints: list[str] = []
-        page.on("console", lambda said: complaints.append(said.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+    with opened(390, 844) as (page, complaints):
         page.on("request", lambda asked: complaints.append(asked.url))
         page.goto((tmp_path / "report.html").as_uri())
         complaints.remove((tmp_path / "report.html").as_uri())
@@ -302,5 +289,4 @@ def test_the_report_is_one_page_that_sorts_searches_and_keeps_captions_text(tmp_
         assert page.locator("img").count() == 0
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert page.title() == "<b>A & B</b>"
-        browser.close()
-    assert complaints == []
+        assert complaints == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -14,17 +13,16 @@ from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlparse
 
 import pytest
 
 import norton_losses
 from norton_losses import audit, functional, kernels, metrics, plotting, retrieval, sinkhorn
+from tests.browser import opened
 
 ROOT = Path(__file__).parents[1]
-PHONE = {"width": 375, "height": 812}
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PHONE = 375, 812  # pixels
 
 pytestmark = pytest.mark.slow
 
@@ -139,18 +137,7 @@ def address(site: Path) -> Iterator[str]:
 
 
 def test_pages_read_well_in_a_browser(site: Path, address: str) -> None:
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
-    playwright: Any = pytest.importorskip("playwright.sync_api", reason="playwright is missing")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        page = browser.new_page(viewport=PHONE)
-        complaints: list[str] = []
-        page.on("console", lambda said: said.type == "error" and complaints.append(said.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+    with opened(*PHONE) as (page, complaints):
         page.on("request", lambda asked: check_address(asked.url, address, complaints))
         for path in sorted(site.rglob("*.html")):
             if path.name == "404.html":
@@ -160,7 +147,7 @@ def test_pages_read_well_in_a_browser(site: Path, address: str) -> None:
             shown = page.evaluate("Array.from(document.images, i => i.naturalWidth > 0)")
             assert all(shown), path
             needed = page.evaluate("document.documentElement.scrollWidth")
-            assert needed <= PHONE["width"], path
+            assert needed <= PHONE[0], path
             assert not complaints, path
         page.set_viewport_size({"width": 1280, "height": 900})
         page.goto(address)
@@ -168,8 +155,7 @@ def test_pages_read_well_in_a_browser(site: Path, address: str) -> None:
         page.keyboard.type("prompt bucket")
         page.wait_for_selector(".md-search-result__item")
         assert "bucket" in page.inner_text(".md-search-result__list").lower()
-        browser.close()
-    assert not complaints
+        assert not complaints
 
 
 def check_address(asked: str, address: str, complaints: list[str]) -> None:
