@@ -248,7 +248,7 @@ class Temperature(ScalarState):
         return (-ClampWithReturn.apply(log_scale, *bounds)).exp()  # pyright: ignore
 
     def _notice_that_nobody_trains_it(self) -> None:
-        if not isinstance(self.log_scale, nn.Parameter) or not self.log_scale.requires_grad:
+        if not self.log_scale.requires_grad:
             return
         calls, start = self._watched
         if calls == PATIENCE or type(self.log_scale.data) is not Tensor:  # said, or a fake tensor

@@ -61,17 +61,30 @@ def test_full_lengths_are_the_plain_loop(
 @both
 @hard_and_soft
 @pytest.mark.parametrize("cells", [1, 60, 1 << 21])  # tiles of one pair, of some, of all
-@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("gaps", ["none", "clips", "captions", "both"])
 def test_ragged_pairs_are_the_plain_loop(
-    kind: type, smoothing: float, cells: int, prefix: bool, monkeypatch: pytest.MonkeyPatch
+    kind: type, smoothing: float, cells: int, gaps: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(alignment_module, "_CELLS_ON_CPU", cells)
     similarity, clips, captions = ragged(4, 5, 6, 7)
-    if prefix:
-        clips, captions = (mask.sort(dim=-1, descending=True).values for mask in (clips, captions))
+    if gaps not in ("clips", "both"):
+        clips = clips.sort(dim=-1, descending=True).values
+    if gaps not in ("captions", "both"):
+        captions = captions.sort(dim=-1, descending=True).values
     actual = kind(smoothing)(similarity, clips, captions)
     for a, b in np.ndindex(4, 5):
         block = similarity[a, b][clips[a]][:, captions[b]].numpy()
+        assert actual[a, b].item() == pytest.approx(naive_score(kind, block, smoothing), abs=1e-12)
+
+
+@both
+@hard_and_soft
+def test_lengths_may_differ_from_pair_to_pair(kind: type, smoothing: float) -> None:
+    similarity = torch.rand(3, 4, 5, 6, dtype=torch.float64)
+    n, m = torch.randint(1, 6, (3, 4, 1)), torch.randint(1, 7, (3, 4, 1))
+    actual = kind(smoothing)(similarity, torch.arange(5) < n, torch.arange(6) < m)
+    for a, b in np.ndindex(3, 4):
+        block = similarity[a, b, : n[a, b], : m[a, b]].numpy()
         assert actual[a, b].item() == pytest.approx(naive_score(kind, block, smoothing), abs=1e-12)
 
 
@@ -312,6 +325,13 @@ def test_an_alignment_of_ones_own() -> None:
     score = Diagonal()(similarity)
     torch.testing.assert_close(score, -(1 - similarity.diagonal(dim1=2, dim2=3)).sum(-1) / 8)
     assert torch.equal(Diagonal().explain(similarity).alignment[0, 0], torch.eye(4).double())
+    counts = torch.tensor([[[2], [4]], [[3], [1]]])
+    clips, captions = torch.arange(4) < counts, torch.arange(4) < counts.flip(0)
+    ragged_score = Diagonal()(similarity, clips, captions)  # costs are 0 beyond a pair's own
+    for a, b in np.ndindex(2, 2):
+        n, m = int(clips[a, b].sum()), int(captions[a, b].sum())
+        expected = -(1 - similarity[a, b].diagonal()[: min(n, m)]).sum() / (n + m)
+        torch.testing.assert_close(ragged_score[a, b], expected)
 
 
 def test_an_alignment_may_learn() -> None:
@@ -365,6 +385,20 @@ def test_background_of_a_tie_is_later_and_ten_captions_keep_thirteen() -> None:
     kept = kept_clips(torch.zeros(1, 1, 20, 10))
     assert kept[0, 0].tolist() == [True] * 13 + [False] * 7
     assert kept_clips(torch.zeros(1, 1, 5, 1), clips_per_caption=0.5).sum() == 1
+
+
+@pytest.mark.parametrize(("share", "captions"), [(0.29, 100), (0.57, 200), (1.3, 10)])
+def test_background_floors_as_python_does(share: float, captions: int) -> None:
+    kept = kept_clips(torch.zeros(1, 1, 150, captions), clips_per_caption=share)
+    assert kept.sum() == int(share * captions)
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, math.inf])
+def test_share_of_clips_is_checked(share: float) -> None:
+    with pytest.raises(ValueError, match="clips_per_caption must be a finite number above 0"):
+        BackgroundFiltered(CaptionAverage(), share)
+    with pytest.raises(ValueError, match="clips_per_caption must be a finite number above 0"):
+        kept_clips(torch.zeros(1, 1, 2, 2), clips_per_caption=share)
 
 
 @pytest.mark.parametrize("garbage", [-math.inf, math.nan, 9.0])

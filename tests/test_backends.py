@@ -38,7 +38,7 @@ from norton_losses import (
 from norton_losses.functional import entropic_score, transport_score, video_paragraph_loss
 from norton_losses.sinkhorn import scaling_domain, select
 from tests.batches import make_batch
-from tests.problems import random_problem
+from tests.problems import assert_same_plan, random_problem
 
 Solver = Callable[..., AbstractSinkhorn]
 
@@ -106,6 +106,17 @@ class TestPointClouds:
         problem = PointCloudProblem(x, y, *even, 1.0, chunk_rows=2)
         plan = TorchSinkhorn(5).solve(problem).plan
         torch.testing.assert_close(plan, torch.full((4, 3), 1 / 12), rtol=1e-4, atol=0)
+
+    @pytest.mark.parametrize("absent", [0, 2])
+    def test_steps_on_logarithms_are_those_of_the_explicit_problem(self, absent: int) -> None:
+        cloud = random_points(absent=absent)
+        y = cloud.y.clone()
+        y[0] = torch.tensor([-2000.0, 0.0, 0.0])
+        x = 1 + cloud.x.abs()  # e^-1000 is no float64
+        problem = PointCloudProblem(x, y, cloud.log_mu, cloud.log_nu, 0.5, chunk_rows=5)
+        plan = TorchSinkhorn(3).solve(problem)
+        exact = TorchSinkhorn(3, domain="log").solve(problem.explicit())
+        assert_same_plan(plan, exact, tolerance=1e-10)
 
     def test_tolerance_stops_early(self) -> None:
         plan = TorchSinkhorn(1000, tolerance=1e-6).solve(random_points())

@@ -141,6 +141,13 @@ def test_tiny_batches(count: int) -> None:
     assert clips.grad.isfinite().all()
 
 
+def test_one_pair_has_all_the_mass() -> None:
+    out = ClipCaptionOTLoss().explain(*pairs(1))
+    assert out.plan is not None
+    torch.testing.assert_close(out.plan.plan, torch.ones(1, 1).double())
+    torch.testing.assert_close(out.targets, torch.ones(1, 1).double())
+
+
 @pytest.mark.parametrize("fill", [0.0, 1.0])
 def test_all_equal_embeddings(fill: float) -> None:
     same = torch.full((5, 4), fill, requires_grad=True)
@@ -294,6 +301,29 @@ def test_the_function_has_every_setting_of_the_module(settings: dict[str, Any]) 
         assert abs(other.item() - value.item()) > 1e-4
 
 
+def test_the_function_has_no_gradient_of_what_is_masked_and_takes_half_precision() -> None:
+    logits, mask = torch.randn(5, 5), torch.tensor([True, False, True, True, False])
+    absent = ~(mask[:, None] & mask)
+    dirty = logits.masked_fill(absent, math.nan).requires_grad_()
+    value = clip_caption_loss(dirty, mask=mask)
+    assert torch.equal(value, clip_caption_loss(logits, mask=mask))
+    value.backward()
+    assert dirty.grad is not None
+    assert not dirty.grad[absent].any()
+    half = logits.bfloat16()
+    assert torch.equal(clip_caption_loss(half), clip_caption_loss(half.float()))
+
+
+@pytest.mark.parametrize("chunk_rows", [None, 2])
+def test_only_the_loss_carries_gradient(chunk_rows: int | None) -> None:
+    loss = ClipCaptionOTLoss(temperature=0.3, chunk_rows=chunk_rows)
+    out = loss.explain(*(side.requires_grad_() for side in pairs()))
+    assert out.loss.requires_grad
+    for number in (out.logits, out.targets, out.temperature, out.plan and out.plan.log_u):
+        assert number is None or not number.requires_grad
+    assert out.temperature.item() == pytest.approx(0.3)
+
+
 def test_a_shared_caption_is_no_negative() -> None:
     clips = torch.eye(4)
     captions = clips.clone()
@@ -336,3 +366,16 @@ class TestErrors:
             loss(clips, captions, group_ids=torch.ones(6))
         with pytest.raises(ValueError, match="no empty dimension"):
             loss(clips[:0], captions[:0])
+
+    def test_frames_in_the_place_of_clips(self) -> None:
+        loss, text = ClipCaptionOTLoss(), torch.randn(2, 3, 4, 8)
+        with pytest.raises(
+            ValueError, match=r"N = 5 clips and M = 3 captions; .*transpose\(1, 2\)"
+        ):
+            loss(torch.randn(2, 5, 3, 8), text)
+        for video, short in (
+            (torch.randn(2, 5, 4, 8), text),
+            (torch.randn(2, 5, 1, 8), text[:, :1]),
+        ):
+            with pytest.raises(ValueError, match=r"captions; group flat tokens"):
+                loss(video, short)

@@ -69,6 +69,39 @@ def test_excluded_candidates_leave_the_softmax() -> None:
     assert actual.item() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("left_out", ["anchors", "candidates"])
+def test_targets_of_what_is_left_out_count_as_zero(left_out: str) -> None:
+    logits, targets = torch.randn(2, 4, 4).double()
+    targets, kept = targets.abs(), torch.tensor([True, False, True, True])
+    if left_out == "anchors":  # row 1 and column 1 stay in the softmaxes of the others
+        actual = symmetric_cross_entropy(logits, targets, anchors=kept)
+        expected = symmetric_cross_entropy(logits, targets * (kept[:, None] & kept)) * 4 / 3
+    else:
+        candidates = torch.eye(4).bool() | kept
+        actual = symmetric_cross_entropy(logits, targets, candidates=candidates)
+        expected = symmetric_cross_entropy(logits, targets * candidates, candidates=candidates)
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_an_empty_column_makes_no_nan_on_the_way_back(soft: bool) -> None:
+    logits = torch.randn(3, 3, requires_grad=True)
+    candidates = torch.tensor([True, True, False]).expand(3, 3)
+    targets = torch.rand(3, 3) if soft else None
+    with torch.autograd.set_detect_anomaly(True):
+        symmetric_cross_entropy(logits, targets, candidates=candidates).backward()
+    assert logits.grad is not None
+    assert not logits.grad[:, 2].any()
+
+
+@pytest.mark.parametrize("rows", [[2], [0, 1, 3]])
+def test_the_mean_runs_over_the_anchors_alone(rows: list[int]) -> None:
+    logits, index = torch.randn(4, 4).double(), torch.tensor(rows)
+    anchors = torch.zeros(4, dtype=torch.bool).index_fill(0, index, True)
+    both = cross_entropy(logits[index], index) + cross_entropy(logits.T[index], index)
+    torch.testing.assert_close(symmetric_cross_entropy(logits, anchors=anchors), both)
+
+
 def test_no_anchor_gives_zero_on_the_graph() -> None:
     logits = torch.randn(3, 3, requires_grad=True)
     none = torch.zeros(3, dtype=torch.bool)
@@ -99,7 +132,13 @@ def test_half_precision_gives_float32(dtype: torch.dtype) -> None:
 def test_shapes_are_checked() -> None:
     with pytest.raises(ValueError, match=r"logits must be square \(K, K\).*got \(3, 4\)"):
         symmetric_cross_entropy(torch.randn(3, 4))
+    with pytest.raises(TypeError, match="logits must be a floating tensor, got torch.int64"):
+        symmetric_cross_entropy(torch.eye(3).long())
     with pytest.raises(ValueError, match=r"targets must have shape \(3, 3\), got \(2, 2\)"):
         symmetric_cross_entropy(torch.randn(3, 3), torch.randn(2, 2))
     with pytest.raises(TypeError, match="anchors must be a bool tensor"):
         symmetric_cross_entropy(torch.randn(3, 3), anchors=torch.ones(3))
+    with pytest.raises(TypeError, match="candidates must be a bool tensor"):
+        symmetric_cross_entropy(torch.randn(3, 3), candidates=torch.ones(3, 3))
+    with pytest.raises(TypeError, match="targets must be a floating tensor"):
+        symmetric_cross_entropy(torch.randn(3, 3), torch.eye(3).long())

@@ -340,7 +340,14 @@ class TestMistakesThatPeopleMade:
             loss(video, text)
         for _ in range(9):  # it was said
             loss(video, text)
-        ClipCaptionOTLoss(learnable_temperature=False)(video, text)
+
+    def test_a_temperature_that_is_not_to_be_trained(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(contrastive, "PATIENCE", 2)
+        frozen = ClipCaptionOTLoss()
+        frozen.requires_grad_(False)
+        for loss in (frozen, ClipCaptionOTLoss(learnable_temperature=False)):
+            for _ in range(3):
+                loss(video, text)
 
     def test_what_was_watched_is_neither_copied_nor_saved(self) -> None:
         loss = ClipCaptionOTLoss()

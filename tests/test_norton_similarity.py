@@ -143,6 +143,44 @@ def test_logits_are_no_cosines() -> None:
     torch.testing.assert_close(free(similarity), NortonLoss.from_similarity()(similarity))
 
 
+def test_numbers_a_little_beyond_one_are_cosines_that_were_rounded() -> None:
+    loss = NortonLoss.from_similarity()
+    assert loss(torch.full((2, 2, 3, 3), 1.01)).isfinite()
+    with pytest.raises(ValueError, match=r"must be cosines, in \[-1, 1\], got 1.5"):
+        loss(torch.full((2, 2, 3, 3), 1.5))
+
+
+@pytest.mark.parametrize(
+    ("cosines", "temperature", "scale", "epsilon", "dtype"),
+    [
+        (True, 0.2, None, 1.0, torch.float32),
+        (True, 0.2, None, 0.1, torch.float64),  # 2 / 0.01 over epsilon, the coldest allowed
+        (True, None, 2.0, 1.0, torch.float64),
+        (True, None, None, 1.0, torch.float32),
+        (False, 0.2, None, 1.0, torch.float64),
+    ],
+)
+def test_clips_are_transported_in_the_precision_of_their_range(
+    cosines: bool,
+    temperature: float | None,
+    scale: float | None,
+    epsilon: float,
+    dtype: torch.dtype,
+) -> None:
+    term = ClipCaptionOTLoss(temperature=temperature, epsilon=epsilon)
+    loss = NortonLoss.from_similarity(clip_caption=term, cosines=cosines)
+    plan = loss.explain(torch.rand(2, 2, 3, 3), logit_scale=scale).clip_caption.plan
+    assert plan is not None
+    assert plan.log_u.dtype == dtype
+
+
+def test_similarities_of_any_size_keep_their_digits() -> None:
+    similarity = 1e4 * torch.rand(3, 3, 4, 4)
+    loss = NortonLoss.from_similarity(cosines=False)
+    found, expected = loss(similarity), loss(similarity.double())
+    torch.testing.assert_close(found, expected.float())
+
+
 def test_bad_input() -> None:
     loss, similarity = NortonLoss.from_similarity(), torch.rand(3, 3, 4, 4)
     for wrong, message in (

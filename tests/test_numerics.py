@@ -99,6 +99,17 @@ class TestTemperature:
         with pytest.raises(ValueError, match=r"temperature must lie in \[0.01, 1.0\], got"):
             Temperature(value)
 
+    def test_a_tensor_is_no_start(self) -> None:
+        with pytest.raises(TypeError, match=r"temperature must be a plain number.*call \.item\(\)"):
+            Temperature(torch.tensor(0.07))  # pyright: ignore[reportArgumentType]
+
+    def test_maps_over_a_batch_of_scales(self) -> None:
+        temperature, scales = Temperature(), torch.tensor([[-2.0], [1.0], [6.0]])
+        mapped = torch.func.vmap(
+            lambda scale: torch.func.functional_call(temperature, {"log_scale": scale}, ())
+        )(scales)
+        torch.testing.assert_close(mapped, torch.tensor([1.0, math.exp(-1), 0.01]))
+
     def test_learnable_or_not_it_is_saved(self) -> None:
         learned, fixed = Temperature(), Temperature(learnable=False)
         assert [name for name, _ in learned.named_parameters()] == ["log_scale"]
@@ -121,10 +132,19 @@ class TestTemperature:
         assert outwards != 0
         assert math.copysign(1, outwards) == math.copysign(1, outside)
 
+    @pytest.mark.parametrize("start", [0.01, 1.0])
+    def test_at_a_bound_it_has_the_gradient_of_the_inside(self, start: float) -> None:
+        temperature = Temperature(start).double()
+        for sign in (1, -1):
+            (gradient,) = torch.autograd.grad(sign * temperature(), [temperature.log_scale])
+            assert gradient.item() == pytest.approx(-sign * start)
+
     def test_half_parameter_float32_out(self) -> None:
         temperature = Temperature(0.07).half()
         assert temperature().dtype == torch.float32
         assert temperature().item() == pytest.approx(0.07, rel=1e-2)
+        halved = {"log_scale": temperature.log_scale.half()}  # as mixed precision may do
+        assert torch.func.functional_call(temperature, halved, ()).dtype == torch.float32
 
     @pytest.mark.parametrize("learnable", [True, False])
     def test_state_has_one_dimension_and_either_shape_loads(self, learnable: bool) -> None:

@@ -36,7 +36,7 @@ class TestThreshold:
         p = bucket_threshold(similarity, full(2, 5), full(2, 5), ratio)
         assert p.item() == expected
 
-    @pytest.mark.parametrize("count", [1, 3, 10, 29, 50, 70, 1000])
+    @pytest.mark.parametrize("count", [1, 3, 10, 29, 50, 70, 100, 1000])
     @pytest.mark.parametrize("ratio", [0.07, 0.29, 0.3, 0.57, 0.7])
     def test_floors_as_python_does(self, count: int, ratio: float) -> None:
         similarity = aligned([list(range(1, count + 1))]).float()
@@ -68,6 +68,11 @@ class TestThreshold:
         assert out.bucket_value is not None
         assert not out.bucket_value.requires_grad
 
+    @pytest.mark.parametrize("ratio", [-0.1, 1.1])
+    def test_ratio_range(self, ratio: float) -> None:
+        with pytest.raises(ValueError, match=r"ratio must lie in \[0, 1\], got"):
+            bucket_threshold(torch.rand(2, 2, 3, 3), full(2, 3), full(2, 3), ratio)
+
     def test_needs_as_many_videos_as_paragraphs(self) -> None:
         with pytest.raises(
             ValueError, match=r"got 2 videos and 3 paragraphs; use PromptBucket\(val"
@@ -76,9 +81,10 @@ class TestThreshold:
 
 
 class TestProblem:
-    def test_is_the_naive_one(self) -> None:
-        similarity = torch.rand(1, 1, 3, 4, dtype=torch.float64)
-        problem = bucket_problem(similarity, 0.3, full(1, 3), full(1, 4), 0.1)
+    @pytest.mark.parametrize("shape", [(3, 4), (1, 4), (3, 1), (1, 1)])
+    def test_is_the_naive_one(self, shape: tuple[int, int]) -> None:
+        similarity = torch.rand(1, 1, *shape, dtype=torch.float64)
+        problem = bucket_problem(similarity, 0.3, full(1, shape[0]), full(1, shape[1]), 0.1)
         scores, mu, nu = naive.with_bucket(similarity[0, 0].numpy(), 0.3)
         np.testing.assert_allclose(problem.scores[0, 0], scores)
         np.testing.assert_allclose(problem.log_mu.exp()[0, 0], mu)
@@ -141,6 +147,24 @@ def test_module_is_the_functions() -> None:
     assert problem.bucket_value == p
 
 
+@pytest.mark.parametrize(
+    ("bucket", "expected"),
+    [
+        (PromptBucket(value=0.5), (0.2, 0.9)),
+        (PromptBucket(value=3.0), (0.2, 3.0)),
+        (PromptBucket(value=-2.0), (-2.0, 0.9)),
+        (PromptBucket(0.5), (0.0, 0.9)),  # 0 where no aligned pair is valid
+        (PromptBucket(value=0.5, learnable=True), None),  # nobody knows where it goes
+    ],
+    ids=repr,
+)
+def test_scores_have_the_range_of_similarity_and_bucket(
+    bucket: PromptBucket, expected: tuple[float, float] | None
+) -> None:
+    block = SimilarityBlock(torch.full((2, 2, 3, 3), 0.6), bounds=(0.2, 0.9))
+    assert bucket(block, 0.1).score_range == expected
+
+
 @pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan")])
 def test_ratio_range(ratio: float) -> None:
     with pytest.raises(ValueError, match=r"ratio must lie in \[0, 1\], got"):
@@ -151,6 +175,8 @@ def test_ratio_range(ratio: float) -> None:
 def test_value_must_be_finite(value: float) -> None:
     with pytest.raises(ValueError, match="value must be a finite similarity, got"):
         PromptBucket(value=value)
+    with pytest.raises(ValueError, match="p must be a finite similarity, got"):
+        bucket_problem(torch.rand(1, 1, 2, 2), value, full(1, 2), full(1, 2), 0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -24,6 +24,7 @@ from norton_losses import (
     TransportMeasure,
 )
 from norton_losses.functional import entropic_score, transport_score
+from norton_losses.sequence_measures import as_measure
 from norton_losses.sinkhorn import Scalings
 from tests import naive
 
@@ -153,6 +154,28 @@ def test_entropic_gradient_is_exact() -> None:
     torch.testing.assert_close(gradient, out.plan.core)
 
 
+@pytest.mark.parametrize("plan_gradient", ["implicit", "unrolled"])
+def test_entropic_gradient_through_the_plan_is_finite_beside_absent_rows(
+    plan_gradient: Any,
+) -> None:
+    similarity, clips, captions = ragged(3, 3)
+    clips[1] = False
+    solver = TorchSinkhorn(plan_gradient=plan_gradient)
+    measure = TransportMeasure(sinkhorn=solver, objective="entropic")
+    score = measure(similarity.requires_grad_(), clips, captions)
+    (gradient,) = torch.autograd.grad(score.sum(), similarity)
+    assert gradient.isfinite().all()
+    assert not gradient[1].any()
+
+
+@pytest.mark.parametrize("conserve_mass", [True, False])
+def test_score_of_a_plan_of_any_batch(conserve_mass: bool) -> None:
+    plan = MEASURES[0].explain(ragged()[0]).plan
+    scores = transport_score(plan, conserve_mass=conserve_mass)
+    one = transport_score(plan[1, 2], conserve_mass=conserve_mass)
+    assert torch.equal(one, scores[1, 2])
+
+
 def test_entropic_score_is_the_value_up_to_the_marginals_entropy() -> None:
     similarity, clips, captions = ragged()
     plan = MEASURES[3].explain(similarity, clips, captions).plan
@@ -170,6 +193,21 @@ def test_a_core_lighter_than_the_smallest_number_keeps_a_proper_plan() -> None:
     torch.testing.assert_close(out.score[0, 0], similarity.max(), rtol=0, atol=1e-3)
 
 
+def test_an_own_measure_gives_float32_and_nothing_for_an_absent_side() -> None:
+    def first(similarity: Tensor, clips: Tensor, captions: Tensor) -> Tensor:
+        present = clips.any(-1)[:, None] & captions.any(-1)
+        return similarity[..., 0, 0].half().masked_fill(~present, math.nan)
+
+    similarity, clips, captions = ragged(3, 3)
+    clips[1], captions[2] = False, False
+    out = as_measure(first).explain(similarity, clips, captions)
+    assert out.score.dtype == torch.float32
+    expected = similarity[..., 0, 0].half().float()
+    expected[1], expected[:, 2] = 0, 0
+    assert torch.equal(out.score, expected)
+    assert out.alignment is None
+
+
 def test_captions_are_updated_first() -> None:
     out = TransportMeasure(0.02, bucket=None, sinkhorn=TorchSinkhorn(2)).explain(
         torch.rand(1, 1, 4, 4, dtype=torch.float64)
@@ -184,6 +222,12 @@ def test_bucket_slots() -> None:
     bucket = PromptBucket(value=0.1)
     assert TransportMeasure(bucket=bucket).bucket is bucket
     assert TransportMeasure(bucket=None).bucket is None
+
+
+@pytest.mark.parametrize("bucket", [None, 0.3, PromptBucket(value=0.4)])
+def test_the_bucket_has_its_value_without_a_solution(bucket: float | PromptBucket | None) -> None:
+    measure, block = TransportMeasure(bucket=bucket), SimilarityBlock(ragged(3, 3)[0])
+    assert measure.bucket_value(block) == measure.evaluate(block).bucket_value
 
 
 def test_for_retrieval_keeps_every_other_setting() -> None:

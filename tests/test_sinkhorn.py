@@ -282,6 +282,119 @@ def test_settings_are_checked_at_construction(solver: Solver) -> None:
     assert solver(3) == solver(3) != solver(4)
 
 
+@pytest.mark.parametrize("shift", [-50.0, 0.0, 50.0])
+def test_plain_numbers_serve_their_whole_range(shift: float) -> None:
+    bare = random_problem(3, epsilon=1.0, dtype=torch.float32)
+    problem = bare.replace(scores=59 * bare.scores + shift)
+    found, expected = (TorchSinkhorn(20, domain=d).solve(problem) for d in ("scaling", "log"))
+    torch.testing.assert_close(found.plan, expected.plan, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("log_mass", [-4.0, 4.0])
+def test_a_plan_moves_the_mass_of_its_marginals(domain: SinkhornDomain, log_mass: float) -> None:
+    bare = random_problem(3)
+    heavy = bare.replace(log_mu=bare.log_mu + log_mass, log_nu=bare.log_nu + log_mass)
+    of_one, of_mass = (TorchSinkhorn(20, domain=domain).solve(p).plan for p in (bare, heavy))
+    torch.testing.assert_close(of_mass, of_one * torch.tensor(log_mass).double().exp())
+
+
+def test_a_detached_plan_is_off_the_graph() -> None:
+    problem = random_problem(3)
+    problem.scores.requires_grad_()
+    plan = TorchSinkhorn(plan_gradient="implicit").solve(problem)
+    assert plan.log_u.requires_grad
+    assert plan.T.plan.requires_grad
+    alone = plan.detach()
+    for held in (alone.log_u, alone.log_v, alone.plan, alone.score, alone.problem.scores):
+        assert not held.requires_grad
+    assert torch.equal(alone.plan, plan.plan)
+
+
+@pytest.mark.parametrize(("score_range", "spread"), [((-1.0, 3.0), 4.0), ((2.0, 3.0), 1.0)])
+def test_a_known_range_is_a_known_spread(score_range: tuple[float, float], spread: float) -> None:
+    masks = torch.ones(2, dtype=torch.bool), torch.ones(3, dtype=torch.bool)
+    scores = torch.full((2, 3), 2.5)
+    problem = TransportProblem.uniform(scores, *masks, 0.1, score_range=score_range)
+    assert problem.spread == spread
+    assert TransportProblem.uniform(scores, *masks, 0.1).spread is None
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(0, 0), (1, 0), (0, 1), (1, 1)])
+def test_seen_spread_is_that_of_present_cells(rows: int, columns: int) -> None:
+    problem = random_problem(3, zero_rows=rows, zero_columns=columns)
+    present = problem.scores[:, : 5 - rows, : 7 - columns]
+    expected = (present.amax((1, 2)) - present.amin((1, 2))).max().item()
+    dirty = problem.scores.clone()
+    dirty[0, 5 - rows :], dirty[1, :, 7 - columns :] = 1e3, -1e3
+    assert problem.replace(scores=dirty).look_for_spread() == expected
+
+
+def test_rounding_is_no_wrong_range_or_mass() -> None:
+    third = torch.full((3,), 1 / 3).log()
+    scores = torch.tensor([[1.0005, 0.0, -1.0005]]).T.expand(3, 3)
+    for wrong in (1.002, -1.002):
+        with pytest.raises(ValueError, match="scores must lie in their score_range"):
+            TransportProblem(wrong * scores, third, third, 0.1, score_range=(-1.0, 1.0))
+    TransportProblem(scores, third, third + 1e-4, 0.1, score_range=(-1.0, 1.0))
+    absent = torch.tensor([0.5, 0.5, 0.0]).log()
+    for there in (scores.flip(0) + 5 * torch.eye(3)[2], scores + 5 * torch.eye(3)[2][:, None]):
+        masses = (third, absent) if there[0, 2] > 2 else (absent, third)
+        TransportProblem(there, *masses, 0.1, score_range=(-1.0, 1.0))
+
+
+def test_any_index_of_the_batch_and_none_of_the_entries() -> None:
+    problem = random_problem(3)
+    places = torch.tensor([[0, 1], [2, 0]])
+    assert torch.equal(problem[places].scores, problem.scores[places])
+    assert problem[torch.tensor([True, False, True])].log_mu.shape == (2, 5)
+    for index in (torch.ones(3, 5).bool(), (0, 1)):
+        with pytest.raises(TypeError, match="only the batch"):
+            problem[index]
+    with pytest.raises(TypeError, match="only the batch"):
+        problem[0][torch.ones(5).bool()]
+
+
+@every_solver
+def test_an_empty_problem_has_no_scalings(solver: Solver) -> None:
+    rows = torch.tensor([[True, True], [False, False]])
+    columns = torch.ones(2, 3, dtype=torch.bool)
+    problem = TransportProblem.uniform(torch.rand(2, 2, 3), rows, columns, 0.1)
+    plan = solver(5).solve(problem)
+    for scalings in (plan.log_u, plan.log_v):
+        assert scalings[0].isfinite().all()
+        assert (scalings[1] == -torch.inf).all()
+
+
+def test_even_marginals_need_masks_of_the_scores() -> None:
+    scores, rows, columns = torch.rand(2, 3), torch.ones(2).bool(), torch.ones(3).bool()
+    with pytest.raises(TypeError, match="scores must be a floating tensor"):
+        TransportProblem.uniform(scores.long(), rows, columns, 0.1)
+    with pytest.raises(ValueError, match=r"row_mask must have shape \(2,\), got \(3,\)"):
+        TransportProblem.uniform(scores, columns, columns, 0.1)
+    with pytest.raises(TypeError, match="column_mask must be a bool tensor"):
+        TransportProblem.uniform(scores, rows, columns.float(), 0.1)
+
+
+def test_a_turned_plan_is_as_far_from_its_marginals() -> None:
+    plan = TorchSinkhorn(2).solve(random_problem(3, epsilon=0.05))
+    assert (plan.marginal_error > 1e-3).all()
+    torch.testing.assert_close(plan.T.marginal_error, plan.marginal_error)
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 0), (0, 1)])
+def test_scores_of_one_absent_side_have_no_effect(
+    domain: SinkhornDomain, rows: int, columns: int
+) -> None:
+    clean = random_problem(3, zero_rows=rows, zero_columns=columns)
+    dirty = clean.scores.clone()
+    dirty[:, 5 - rows :], dirty[..., 7 - columns :] = 1e5, 1e5
+    solver = TorchSinkhorn(20, domain=domain)
+    found, expected = (solver.solve(p) for p in (clean.replace(scores=dirty), clean))
+    assert_same_plan(found, expected, tolerance=1e-12)
+
+
 class TestTolerance:
     def test_stops_early_and_says_when(self) -> None:
         problem = random_problem(6, epsilon=0.1)
@@ -314,6 +427,21 @@ class TestTolerance:
         together, alone = solver.solve(both), solver.solve(easy)
         assert together.iterations[0] == alone.iterations < together.iterations[1]
         torch.testing.assert_close(together.plan[0], alone.plan, rtol=0, atol=1e-15)
+
+    @pytest.mark.parametrize("domain", DOMAINS)
+    @pytest.mark.parametrize("tolerance", [None, 1e-6])
+    def test_steps_have_the_shape_of_the_batch(
+        self, domain: SinkhornDomain, tolerance: float | None
+    ) -> None:
+        solver, problem = (
+            TorchSinkhorn(500, tolerance=tolerance, domain=domain),
+            random_problem(2, 3),
+        )
+        steps = solver.solve(problem).iterations
+        assert steps.shape == (2, 3)
+        assert steps.dtype == torch.int64
+        for place in itertools.product(range(2), range(3)):
+            assert solver.solve(problem[place]).iterations == steps[place]
 
     @pytest.mark.parametrize("domain", DOMAINS)
     def test_absent_rows_do_not_delay_the_stop(self, domain: SinkhornDomain) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from norton_losses import MaxSimilarity, MeanSimilarity, Segments, SoftMaximumSimilarity
+from norton_losses._typing import Exponential
 from norton_losses.functional import minmax, soft_maximum
 from norton_losses.fusion import AbstractTokenSimilarity
 from tests import naive
@@ -24,6 +25,26 @@ EXACT = [similarity for similarity in EVERY if not getattr(similarity, "count_pa
 
 def named(similarity: AbstractTokenSimilarity) -> str:
     return f"{type(similarity).__name__}-{similarity.extra_repr()}".replace(" ", "")
+
+
+@pytest.mark.parametrize("count_padding", [False, True])
+@pytest.mark.parametrize("exponential", ["mean", "sum"])
+@pytest.mark.parametrize(("frames", "words"), [(1, 40), (100, 32), (3, 5)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_largest_and_the_smallest_lie_within_the_bounds(
+    count_padding: bool, exponential: Exponential, frames: int, words: int, padded: bool
+) -> None:
+    options = {"pooled_weight": 0.0, "exponential": exponential, "count_padding": count_padding}
+    similarity = SoftMaximumSimilarity(0.5, **options)  # type: ignore[arg-type]
+    kept = (frames + 1) // 2 if padded else frames
+    mask = (torch.arange(frames) < kept).expand(1, 1, -1)
+    for sign in (1, -1):
+        video = Segments(torch.ones(1, 1, frames, 2), mask)
+        values = similarity(video, sign * torch.ones(1, 1, words, 2))
+        lo, hi = similarity.bounds(frames, words)
+        assert lo - 1e-6 <= values.item() <= hi + 1e-6
+    others = MaxSimilarity(pooled_weight=0), MeanSimilarity(pooled_weight=0)
+    assert [other.bounds(frames, words) for other in others] == [(-1.0, 1.0)] * 2
 
 
 def by_loops(batch: Batch, alpha: float, mean: bool) -> np.ndarray:
@@ -192,6 +213,27 @@ def test_pooled_part_uses_the_embeddings_given() -> None:
     torch.testing.assert_close(fused, (2 * cosine + tokens_only) / 3)
 
 
+@pytest.mark.parametrize("weight", [0.5, 3.0])
+def test_pooled_part_has_its_weight(weight: float) -> None:
+    video, text = torch.randn(2, 3, 4, 8).double(), torch.randn(2, 3, 5, 8).double()
+    tokens = MeanSimilarity(pooled_weight=0)(video, text)
+    clips, captions = (torch.nn.functional.normalize(s.mean(2), dim=-1) for s in (video, text))
+    cosine = torch.einsum("and,bmd->abnm", clips, captions)
+    mixed = MeanSimilarity(pooled_weight=weight)(video, text)
+    torch.testing.assert_close(mixed, (weight * cosine + tokens) / (weight + 1))
+    stretched = MeanSimilarity(pooled_weight=weight, rescale="minmax")(video, text)
+    cosine, tokens = (minmax(part, torch.ones_like(part).bool()) for part in (cosine, tokens))
+    torch.testing.assert_close(stretched, (weight * cosine + tokens) / (weight + 1))
+
+
+def test_the_range_of_a_block_is_what_is_known_of_it() -> None:
+    video, text = (Segments(tokens) for tokens in torch.randn(2, 2, 3, 4, 8))
+    assert MaxSimilarity().between(video, text).bounds == (-1.0, 1.0)
+    stretched = MaxSimilarity(rescale="minmax")
+    assert stretched.between(video, text).bounds == (0.0, 1.0)
+    assert stretched.between(video, text, (-0.5, 0.5)).bounds is None
+
+
 def test_non_contiguous_tokens() -> None:
     batch = make_batch(ragged=True)
     strided = [t.transpose(0, 3).contiguous().transpose(0, 3) for t in batch.tokens]
@@ -235,6 +277,18 @@ class TestMinMax:
         assert not scaled.any()
         assert values.grad is not None
         assert not values.grad.any()
+
+    def test_arguments_are_checked(self) -> None:
+        mask = torch.ones(3, dtype=torch.bool)
+        with pytest.raises(TypeError, match="values must be a floating tensor"):
+            minmax(torch.arange(3), mask)
+        with pytest.raises(ValueError, match="known_range must be"):
+            minmax(torch.rand(3), mask, known_range=(1.0, 1.0))
+        tokens, stretched = torch.rand(1, 2, 3, 4), MaxSimilarity(rescale="minmax")
+        with pytest.raises(ValueError, match="similarity_range is .* this similarity has none"):
+            MaxSimilarity()(tokens, tokens, similarity_range=(0.0, 1.0))
+        with pytest.raises(ValueError, match="similarity_range must be"):
+            stretched(tokens, tokens, similarity_range=(1.0, 1.0))
 
     def test_known_range(self) -> None:
         scaled = minmax(torch.tensor([0.0, 1.0]), torch.ones(2, dtype=torch.bool), (-1.0, 1.0))

@@ -380,6 +380,12 @@ class TestScore:
         assert (score[:, 2] == -torch.inf).all()
         assert score[[0, 2]][:, :2].isfinite().all()
 
+    def test_a_paragraph_with_padding_is_a_candidate(self) -> None:
+        video, text = make_batch(3).tokens
+        captions = torch.arange(text.shape[1]) < torch.tensor([[1], [2], [3]])
+        scores = NortonVideoParagraphLoss().score(video, Segments(text, mask=captions))
+        assert scores.isfinite().all()
+
     def test_min_max_needs_its_range(self) -> None:
         batch = make_batch(3)
         loss = NortonVideoParagraphLoss(SoftMaximumSimilarity(rescale="minmax"))
@@ -427,6 +433,12 @@ class TestFunction:
             video_paragraph_loss(torch.rand(2, 2, 3, 3), group_ids=[0, 1])  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="similarity must be a floating tensor"):
             video_paragraph_loss(torch.ones(2, 2, 3, 3).long())
+        for name in ("clip_mask", "caption_mask"):
+            masks = {name: torch.ones(2, 2, 3).bool()}
+            with pytest.raises(
+                ValueError, match=rf"{name} must have shape \(2, 3\), got \(2, 2, 3"
+            ):
+                video_paragraph_loss(torch.rand(2, 2, 3, 3), **masks)  # type: ignore[arg-type]
 
 
 def test_a_sequence_without_the_other_side_has_no_length() -> None:

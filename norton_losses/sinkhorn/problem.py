@@ -225,7 +225,7 @@ class TransportProblem(AbstractProblem):
     def look_for_spread(self) -> float:
         """How far apart the scores of present cells are, the most in a problem; reads the values.
 
-        -inf where all cells are absent.
+        0 where all cells are absent.
         """
         rows, columns = self.log_mu > -torch.inf, self.log_nu > -torch.inf
         lo = hi = self.scores
