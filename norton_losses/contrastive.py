@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from norton_losses._checks import check_floating, check_mask, check_number, check_shape
 from norton_losses._numerics import is_traced, masked_log_softmax, up_cast, working_dtype
