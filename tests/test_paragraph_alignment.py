@@ -121,8 +121,14 @@ def test_the_sample_runs_from_files_to_table(
     cosine = torch.nn.functional.cosine_similarity
     assert cosine(*near, dim=0) > cosine(*far, dim=0) + 0.2
     results = tmp_path / "results.json"
-    main(["--seeds", "1", "--steps", "3", "--results", str(results)])
-    assert "aligned by transport" in capsys.readouterr().out
+    report = tmp_path / "report.html"
+    options = ["--seeds", "1", "--steps", "3", "--results", str(results), "--report", str(report)]
+    main(options)
+    printed = capsys.readouterr().out
+    assert "aligned by transport" in printed
+    assert "12 videos, " in printed
+    sentence = load_annotations(SAMPLE / "annotator_2.json").popitem()[1].sentences[0]
+    assert sentence in report.read_text()
     record = json.loads(results.read_text())
     assert [row[0] for row in record["table"]] == list(MEASURES)
     assert {len(row) - 1 for row in record["table"]} == {len(record["columns"])}

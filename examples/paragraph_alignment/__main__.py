@@ -23,6 +23,7 @@ from examples.paragraph_alignment.training import (
     train,
 )
 from norton_losses import __version__
+from norton_losses.audit import audit, write_report
 
 SAMPLE = Path(__file__).with_name("sample")
 ENCODER, DIFFERENCE = "encoder alone", "NortonLoss − InfoNCE"
@@ -42,6 +43,18 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{len(videos)} videos, {held_out} of them held out. Encoding their sentences ...")
     encoder = SentenceEncoder()
     first, second = (_encode(encoder, [side[video] for video in videos]) for side in annotators)
+    if options.report:
+        clips, captions = ([side[video] for video in videos] for side in annotators)
+        found = audit(
+            "transport",
+            pooled(first),
+            pooled(second),
+            captions=[paragraph.sentences for paragraph in captions],
+            times=([p.times.mean(1) for p in clips], [p.times.mean(1) for p in captions]),
+            progress=False,
+        )
+        write_report(found, options.report, title="The second annotator's sentences at the first's")
+        print(found)
     asked = [pooled(side[:held_out]) for side in (first, second)]
     paragraphs = [(annotators[0][video], annotators[1][video]) for video in videos[:held_out]]
 
@@ -118,6 +131,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--results", type=Path, help="also write the table as JSON")
+    parser.add_argument(
+        "--report", type=Path, help="also write a page that shows which sentences belong together"
+    )
     options = parser.parse_args(arguments)
     options.annotations = options.annotations or [
         SAMPLE / f"annotator_{number}.json" for number in (1, 2)
