@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "transport",
             features.videos,
             paragraphs,
-            captions=None if texts is None else [[str(t) for t in part] for part in texts],
+            captions=None if texts is None else [list(part) for part in texts],
             times=times,
             batch_size=options.batch_size,
             device=options.device,
@@ -41,8 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         print(output)
         if options.retrieval:
-            settings = {"device": options.device, "progress": options.progress}
-            out = retrieve("transport", features.videos, paragraphs, **settings)
+            out = retrieve(
+                "transport",
+                features.videos,
+                features.paragraphs,
+                truth=features.truth,
+                device=options.device,
+                progress=options.progress,
+            )
             print(retrieval_table({"transport": out}))
         if options.report is not None:
             write_report(output, options.report, title=f"Alignment of {options.features.name}")

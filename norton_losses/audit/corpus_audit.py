@@ -22,7 +22,7 @@ from norton_losses.retrieval.progress import progress_bar
 from norton_losses.retrieval.ragged import SEGMENTS, Ragged, Sequences, read_ragged
 from norton_losses.retrieval.retrieve import check_device_here, measure_named
 from norton_losses.segments import read_pair
-from norton_losses.sequence_measures import AbstractSequenceMeasure, MeasureFunction
+from norton_losses.sequence_measures import AbstractSequenceMeasure
 from norton_losses.token_similarity import MeanSimilarity
 from norton_losses.video_paragraph import NortonVideoParagraphLoss
 
@@ -31,7 +31,7 @@ Times = tuple[Sequence[Array], Sequence[Array]]
 
 
 def audit(
-    loss_or_measure: nn.Module | MeasureFunction | str,
+    loss_or_measure: nn.Module | str,
     videos: Sequences,
     paragraphs: Sequences,
     *,
@@ -54,12 +54,14 @@ def audit(
             :class:`~norton_losses.NortonVideoParagraphLoss`, for its similarity of frames and
             words; or a measure, or its name such as ``"transport"``, for the cosines of
             embeddings.
-        videos: as of :func:`~norton_losses.retrieval.retrieve`, two at least.
+        videos: as of :func:`~norton_losses.retrieval.retrieve`, two at least. Absent segments are
+            left out and not counted, here and in what is given beside and found: where captions
+            are absent, pass ``times``.
         paragraphs: the same of captions; paragraph i is that of video i.
         captions: for each paragraph the texts of its captions, to be shown.
         times: for each video the times of its clips (n,), and for each paragraph those of its
-            captions (m,), in seconds; their middle is best. None means that caption j of m was put
-            to clip j of n, or where the numbers differ at the same share of the video.
+            captions (m,), in seconds; their middle is best, and those of clips rise. None means
+            that caption j of m was put to the clip at its share of the video: of n = m to clip j.
         group_ids: (B,), integer, of videos that are not strange to each other, such as windows of
             one source video.
         batch_size: videos that are compared with each other; fewer where they are long.
@@ -68,7 +70,8 @@ def audit(
 
     Raises:
         ValueError: fewer than two videos, other numbers of paragraphs, captions or times than
-            videos, features that are not finite, widths that do not fit.
+            videos, features or similarities that are not finite, times of clips that do not rise,
+            widths that do not fit.
         TypeError: neither a loss with a similarity nor a measure.
 
     Source: this library's own; the algorithm is that of Baum and Welch.
@@ -91,14 +94,19 @@ def audit(
     _check_sides(*sides)
     counts: list[list[int]] = [side.counts.tolist() for side in sides]  # pyright: ignore
     texts = _read_lists("captions", captions, counts[1])
+    texts = None if texts is None else [[str(text) for text in part] for part in texts]
     seconds = None
     if times is not None:
         if len(times) != 2:
             raise ValueError(
                 f"times must be two lists, of clips and of captions, got {len(times)} of them"
             )
-        read = (_read_lists(f"times[{i}]", times[i], counts[i]) for i in (0, 1))
-        seconds = [[_as_seconds(times_of) for times_of in side or ()] for side in read]
+        read = (_read_lists(f"times[{i}]", times[i], counts[i]) or [] for i in (0, 1))
+        seconds = [[_as_seconds(times_of) for times_of in side] for side in read]
+        if len(seconds[0]) != len(seconds[1]) or any((of.diff() <= 0).any() for of in seconds[0]):
+            raise ValueError(
+                "times must be of clips and of captions, and those of a video's clips must rise"
+            )
     groups = None if group_ids is None else check_integers("group_ids", group_ids, (len(sides[0]),))
     place = sides[0].tokens.device if device is None else check_device_here(device)
     own, foreign = _similarities(similarity, sides, groups, batch_size, place, progress)
@@ -120,7 +128,7 @@ def _similarities(
     batches = _batches(sides, batch_size)
     each = max(_FOREIGN // len(batches), 1)
     g = torch.Generator().manual_seed(0)
-    with torch.no_grad(), progress_bar(len(own), progress) as advance:
+    with torch.no_grad(), progress_bar(len(own), progress, "video") as advance:
         for places in batches:
             video, text = read_pair(*(side.batch(places, device) for side in sides))
             block = similarity.between(video, text)
@@ -129,6 +137,8 @@ def _similarities(
             if groups is not None:
                 of = torch.as_tensor(groups)[places]
                 apart &= of[:, None] != of
+            if not values[valid].isfinite().all():
+                raise ValueError("similarities must be finite, got NaN or infinite ones")
             found = values[valid & apart[:, :, None, None]]
             strange.append(found[torch.randperm(len(found), generator=g)[:each]])
             for row, place in enumerate(places.tolist()):  # pyright: ignore
@@ -137,7 +147,10 @@ def _similarities(
             advance(len(places))
     foreign = torch.cat(strange)
     if not len(foreign):
-        raise ValueError("no two videos are strange to each other; leave group_ids out")
+        raise ValueError(
+            "no two videos of a batch are strange to each other; leave group_ids out, or take a "
+            "larger batch_size"
+        )
     return own, foreign
 
 

@@ -42,7 +42,7 @@ class Narration:
         edges: (E,), similarities between the bins in which f1 / f0 is constant; ascending.
         ratios: (E + 1,), f1 / f0 in each bin: how much a similarity speaks for a pair that fits.
         nowhere: rho.
-        steps: (2 * F + 1,), q from F clips back to F on.
+        steps: (2 * F + 1,), q from F clips back to F on; the ends stand for all that is farther.
         beside: (2 * D + 1,), r from D clips back to D on.
         initial: the share of videos whose first caption is at the first clip; else anywhere.
     """
@@ -76,7 +76,7 @@ class Narration:
         model = cls(edges, _rising(rising + 1e-3, expected), 0.3, steps, beside, 0.5)
         batches = [_Batch.of(own, places, edges) for places in _groups(own)]
         for _ in range(rounds):
-            model = model._refitted([batch.walk(model) for batch in batches], batches, expected)
+            model = model._refitted((batch.walk(model) for batch in batches), batches, expected)
         shares: list[Tensor] = [torch.empty(0)] * len(own)
         for batch in batches:
             found = batch.walk(model).tells
@@ -86,7 +86,7 @@ class Narration:
         return model, shares
 
     def _refitted(
-        self, walks: Sequence[_Walk], batches: Sequence[_Batch], expected: Tensor
+        self, walks: Iterator[_Walk], batches: Sequence[_Batch], expected: Tensor
     ) -> Narration:
         """The model that explains best what the walks found."""
         seen = torch.zeros_like(expected)
@@ -102,7 +102,7 @@ class Narration:
         videos = sum(len(batch.places) for batch in batches)
         # What f1 has in common with f0 cannot be told from captions that tell no clip. It is taken
         # for theirs: as much as the lower half of strange similarities has of f1.
-        half = int((expected.cumsum(0) <= 0.5).sum())
+        half = max(int((expected.cumsum(0) <= 0.5).sum()), 1)
         fitting = seen / seen.sum()
         common = min((fitting[:half].sum() / expected[:half].sum()).item(), 0.99)
         fitting = (fitting / expected - common).clamp(min=0)
@@ -157,7 +157,12 @@ class _Batch:
         )  # (B, N, M)
         place = torch.arange(n)
         step = (place - place[:, None]).clamp(-_FARTHEST, _FARTHEST) + _FARTHEST
-        moves = model.steps[step].expand(b, n, n).masked_fill(~self.clips[:, None], 0)
+        # Of the farthest steps each clip that they lead to has its part.
+        alike = torch.ones(b, n, n, dtype=torch.double)
+        on = self.clips.sum(1)[:, None] - place - _FARTHEST
+        alike = torch.where(step == 2 * _FARTHEST, on.clamp(min=1)[:, :, None], alike)
+        alike = torch.where(step == 0, (place - _FARTHEST + 1).clamp(min=1)[:, None], alike)
+        moves = (model.steps[step] / alike).masked_fill(~self.clips[:, None], 0)
         moves = moves / moves.sum(2, keepdim=True).clamp(min=torch.finfo(torch.double).tiny)
         anywhere = self.clips / self.clips.sum(1, keepdim=True)
         start = (1 - model.initial) * anywhere.double()
@@ -170,15 +175,17 @@ class _Batch:
             forwards.append(torch.where(live, _normalised(ahead), forwards[-1]))
         steps = torch.zeros_like(model.steps)
         behind = torch.ones(b, n, dtype=torch.double)
-        backwards = [behind]
+        backwards, onwards = [behind], list[Tensor]()
         for j in range(m - 1, 0, -1):
             live = self.captions[:, j, None]
             weight = seen[:, :, j] * behind
-            pairs = forwards[j - 1][:, :, None] * moves * weight[:, None]
-            pairs = pairs / pairs.sum((1, 2), keepdim=True) * live[:, :, None]
-            steps.index_add_(0, step.flatten(), pairs.sum(0).flatten())
-            behind = torch.where(live, _normalised((moves @ weight[:, :, None])[:, :, 0]), behind)
+            came = (moves @ weight[:, :, None])[:, :, 0]
+            onwards.append(weight * live / (forwards[j - 1] * came).sum(1, keepdim=True))
+            behind = torch.where(live, _normalised(came), behind)
             backwards.append(behind)
+        if m > 1:  # the steps between all captions at once
+            pairs = torch.stack(forwards[:-1], 2) @ torch.stack(onwards[::-1], 1) * moves
+            steps.index_add_(0, step.flatten(), pairs.sum(0).flatten())
         at = torch.stack(forwards, 2) * torch.stack(backwards[::-1], 2)
         at = at / at.sum(1, keepdim=True) * self.captions[:, None]
         by_rule = model.initial / start[:, 0]
@@ -206,11 +213,12 @@ def _groups(own: Sequence[Tensor]) -> Iterator[list[int]]:
     """Numbers of videos, those of like length together."""
     order = sorted(range(len(own)), key=lambda place: tuple(own[place].shape))
     group: list[int] = []
+    longest = 0
     for place in order:
-        longest = max(own[place].shape[0], own[place].shape[1])
+        longest = max(longest, *own[place].shape)
         if group and (len(group) + 1) * longest**2 > _CELLS:
             yield group
-            group = []
+            group, longest = [], max(own[place].shape)
         group.append(place)
     if group:
         yield group

@@ -74,7 +74,7 @@ class VideoAudits:
         unmatched_clips: expected share of clips that no caption tells.
         lag: how late its captions come, in clips: a mean of those that tell one; NaN without any.
         drift: how much later each caption comes than the one before it, a least-squares slope.
-        jumps: how often ``late`` changes by two clips or more from one such caption to the next.
+        jumps: how often ``put - clip`` changes by two or more from one such caption to the next.
         in_order: the share of such captions that do not go back from the one before; 1 with one.
     """
 
@@ -109,14 +109,14 @@ class AuditOutput:
     rates: dict[str, Rate]
     tells: list[Tensor]
     narration: Narration
-    texts: list[Sequence[str]] | None
+    texts: Sequence[Sequence[str]] | None
 
     @classmethod
     def of(
         cls,
         tells: list[Tensor],
         narration: Narration,
-        texts: list[Sequence[str]] | None,
+        texts: Sequence[Sequence[str]] | None,
         seconds: list[list[Tensor]] | None,
     ) -> AuditOutput:
         """From the shares (n, m) of each video."""
@@ -171,8 +171,9 @@ class AuditOutput:
             "captions": _plain(self.captions),
             "texts": self.texts,
         }
+        written = json.dumps(table, allow_nan=False)
         with _open(path, ".json") as file:
-            json.dump(table, file, allow_nan=False)
+            file.write(written)
 
     def save_weights(self, path: str | Path) -> None:
         """Write ``weights`` (K,), the share ``own`` of each caption, and the captions of each."""
@@ -189,23 +190,22 @@ def _captions(video: int, tells: Tensor, times: tuple[Tensor, Tensor] | None) ->
     best = shares.topk(min(n, 2), dim=0)
     second = best.values[1] if n > 1 else torch.zeros(m)
     numbers, places = torch.arange(m), torch.arange(n)[:, None]
-    put = numbers * ((n - 1) / max(m - 1, 1) if n != m else 1.0)
+    put = ((numbers + 0.5) * (n / m)).long()
     seconds = torch.full((m,), torch.nan, dtype=torch.double)
     if times is not None:
         apart = times[1] - times[0][:, None]  # (n, m)
         put = apart.abs().argmin(0)
         seconds = (shares * apart).sum(0)
     late = put - (shares * places).sum(0)
-    own = put.round().long() if put.is_floating_point() else put
     return {
         "video": torch.full((m,), video),
         "caption": numbers,
-        "put": own,
+        "put": put,
         "clip": best.indices[0],
         "share": best.values[0],
         "margin": best.values[0] - second,
         "nowhere": (1 - told).clamp(0, 1),
-        "own": tells[own, numbers],
+        "own": tells[put, numbers],
         "late": late,
         "spread": (shares * (put - places - late) ** 2).sum(0).sqrt(),
         "late_seconds": seconds,
@@ -244,12 +244,12 @@ def _rates(videos: VideoAudits) -> dict[str, Rate]:
     rates: dict[str, Rate] = {}
     for name, values, sizes in (
         ("own", videos.own, videos.captions),
-        ("misplaced", 1 - videos.own - videos.nowhere, videos.captions),
+        ("misplaced", (1 - videos.own - videos.nowhere).clamp(min=0), videos.captions),
         ("nowhere", videos.nowhere, videos.captions),
         ("unmatched_clips", videos.unmatched_clips, videos.clips),
     ):
         counted = values * sizes
-        totals = counted[drawn].sum(1) / sizes[drawn].sum(1)
+        totals = torch.stack([counted[of].sum() / sizes[of].sum() for of in drawn])
         low, high = (totals.quantile(q).item() for q in (0.025, 0.975))
         rates[name] = Rate((counted.sum() / sizes.sum()).item(), low, high)
     return rates

@@ -84,7 +84,7 @@ def _data(output: AuditOutput, title: str) -> dict[str, Any]:
                     for late in captions.late_seconds[of]
                 ],
                 "links": links,
-                "texts": None if output.texts is None else [str(t) for t in output.texts[number]],
+                "texts": None if output.texts is None else output.texts[number],
             }
         )
     edges = list(range(-8, 9))

@@ -81,7 +81,8 @@ def save_features(
         videos: for each video its clips (n, D), floating.
         paragraphs: for each paragraph its captions (m, D), floating.
         truth: (videos,), integer, the paragraph of each video; None means the one of its number.
-        texts: for each paragraph the texts of its captions.
+        texts: for each paragraph the texts of its captions. In the file each has the room of the
+            longest.
         times: for each video the times of its clips, and for each paragraph those of its captions,
             in seconds.
 
@@ -120,7 +121,17 @@ def save_features(
         arrays[counts] = np.array([len(part) for part in parts])
     if truth is not None:
         arrays["truth"] = as_numpy(truth)
+    counted = [arrays[counts].tolist() for _, counts, *_ in _SIDES]
+    beside = [
+        ("texts", texts, counted[1]),
+        *zip(("times[0]", "times[1]"), times or (None, None), counted, strict=True),
+    ]
+    for name, given, counts in beside:
+        if given is not None and [len(part) for part in given] != counts:
+            raise ValueError(f"{name} must have an entry for each clip or caption of each sequence")
     if texts is not None:
+        if not all(isinstance(text, str) for part in texts for text in part):  # pyright: ignore
+            raise ValueError("texts must be of str")
         arrays["caption_texts"] = np.array([text for part in texts for text in part], dtype=np.str_)
     if times is not None:
         for name, parts in zip(("clip_times", "caption_times"), times, strict=True):

@@ -1,4 +1,4 @@
-"""A bar on stderr while pairs are scored."""
+"""A bar on stderr while pairs, or videos, are compared."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(pairs: int, shown: bool) -> Generator[Callable[[int], object]]:
-    """A function to call with the pairs just done: shows a bar of tqdm, or one line at the end."""
+def progress_bar(total: int, shown: bool, unit: str = "pair") -> Generator[Callable[[int], object]]:
+    """A function to call with what was just done: shows a bar of tqdm, or one line at the end."""
     if not shown:
         yield lambda done: None
         return
@@ -20,8 +20,8 @@ def progress_bar(pairs: int, shown: bool) -> Generator[Callable[[int], object]]:
         start = time.perf_counter()
         yield lambda done: None
         seconds = time.perf_counter() - start
-        said = f"scored {pairs} pairs in {seconds:.1f} s (for a bar: pip install tqdm)"
+        said = f"scored {total} {unit}s in {seconds:.1f} s (for a bar: pip install tqdm)"
         print(said, file=sys.stderr)
         return
-    with tqdm(total=pairs, unit="pair", unit_scale=True) as bar:
+    with tqdm(total=total, unit=unit, unit_scale=True) as bar:
         yield bar.update
