@@ -7,9 +7,11 @@ would make a training step wait for the GPU.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import Parameter, signature
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -175,6 +177,27 @@ def check_misplaced(
 def _takes(part: Callable[..., object], name: str) -> bool:
     parameter = signature(part).parameters.get(name)
     return parameter is not None and parameter.kind is not Parameter.VAR_KEYWORD
+
+
+def check_place(option: str, place: Path) -> None:
+    """A file that can be written, as far as can be told before the work."""
+    folder = place.absolute().parent
+    if place.is_dir():
+        raise ValueError(f"{option} must name a file, and {place} is a folder")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{option} must be in a folder that may be written to, got {folder}")
+
+
+def check_entries(name: str, given: Iterable[Any], counts: Sequence[int]) -> None:
+    """An entry for each segment, of which each sequence has its count."""
+    lengths = [len(part) for part in given]
+    if lengths != list(counts):
+        wrong = [i for i, (a, b) in enumerate(zip(lengths, counts, strict=False)) if a != b]
+        where = "".join(f", and {lengths[i]} for the {counts[i]} of number {i}" for i in wrong[:1])
+        raise ValueError(
+            f"{name} must have an entry for each clip or caption of each of {len(counts)} "
+            f"sequences, got {len(lengths)} sequences{where}"
+        )
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:

@@ -213,17 +213,17 @@ def test_mistakes_are_named() -> None:
         audit("transport", clips[:1], captions[:1], progress=False)
     with pytest.raises(ValueError, match="captions must have an entry for each"):
         audit("transport", clips, captions, captions=[["wash"]] * 4, progress=False)
-    with pytest.raises(ValueError, match="times must be two lists"):
+    with pytest.raises(ValueError, match="times must be of clips and of captions, two lists"):
         audit("transport", clips, captions, times=(clips,), progress=False)  # type: ignore[arg-type]
     still = [torch.zeros(len(one)) for one in clips]
-    with pytest.raises(ValueError, match="those of a video's clips must rise"):
+    with pytest.raises(ValueError, match="times of a video's clips must rise, got .* for video 0"):
         audit("transport", clips, captions, times=(still, still), progress=False)
     with pytest.raises(ValueError, match="times must be of clips and of captions"):
         audit("transport", clips, captions, times=(None, still), progress=False)  # type: ignore[arg-type]
     broken = NortonVideoParagraphLoss(
         lambda v, t: torch.full((len(v), len(t), v.mask.shape[1], t.mask.shape[1]), torch.nan)
     )
-    with pytest.raises(ValueError, match="similarities must be finite"):
+    with pytest.raises(ValueError, match="similarities must be finite, got .* of videos"):
         audit(broken, clips, captions, progress=False)
     endless = [torch.full((len(one),), math.inf) for one in clips]
     with pytest.raises(ValueError, match="times must be finite numbers"):
@@ -296,6 +296,10 @@ def test_texts_and_times_of_a_feature_file(tmp_path: Path) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(loaded.times[1], times[1], strict=True))
     with pytest.raises(ValueError, match="texts must have an entry"):
         save_features(path, clips, captions, texts=texts[:2])
+    with pytest.raises(ValueError, match="texts must be of str, got None"):
+        save_features(path, clips, captions, texts=[[None] * len(one) for one in captions])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"times\[1\] must have an entry .* for the"):
+        save_features(path, clips, captions, times=(times[0], [*times[1][1:], times[1][0][:1]]))
     arrays = dict(np.load(path))
     del arrays["clip_times"]
     np.savez(path, **arrays)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -17,7 +18,7 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 from sklearn.datasets import load_digits
 
-from examples.handwritten_howto import corpus_v1
+from examples.handwritten_howto import concepts, corpus_v1
 from examples.handwritten_howto.__main__ import main
 from examples.handwritten_howto.corpus import NOTHING, STEPS, Noise, make_corpus, sentence
 from examples.handwritten_howto.evaluation import (
@@ -245,3 +246,13 @@ def test_the_demo_runs_and_writes_what_it_promises(
     assert [row["measure"] for row in record["table"]] == list(MEASURES)
     assert [len(row["cells"]) for row in record["table"]] == [4] * 13
     assert len(record["columns"]) == 4
+
+
+@pytest.mark.slow
+def test_the_pictures_of_the_concepts_are_drawn(tmp_path: Path) -> None:
+    concepts.main([str(tmp_path), "--steps", "2"])
+    pages = "".join(
+        page.read_text() for page in (Path(__file__).parents[1] / "docs" / "concepts").glob("*.md")
+    )
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    assert drawn == set(re.findall(r"images/(\w+\.png)", pages))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import norton_losses
-from norton_losses import functional, metrics, retrieval, sinkhorn
+from norton_losses import audit, functional, metrics, retrieval, sinkhorn
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "norton_losses"
@@ -172,12 +172,14 @@ def imported(path: Path) -> set[str]:
 def test_public_surface_is_pinned() -> None:
     assert set(norton_losses.__all__) == PUBLIC
     assert norton_losses.__all__ == sorted(norton_losses.__all__)
-    for module in (norton_losses, functional, metrics, retrieval, sinkhorn):
+    for module in (norton_losses, audit, functional, metrics, retrieval, sinkhorn):
         assert all(hasattr(module, name) for name in module.__all__)
 
 
 @pytest.mark.parametrize(
-    "module", [norton_losses, functional, metrics, retrieval], ids=lambda module: module.__name__
+    "module",
+    [norton_losses, audit, functional, metrics, retrieval],
+    ids=lambda module: module.__name__,
 )
 def test_public_names_are_documented_with_an_example(module) -> None:
     carried = (
@@ -185,6 +187,7 @@ def test_public_names_are_documented_with_an_example(module) -> None:
         "Support",
         "Features",
         "RetrievalMetrics",
+        "Audits",
     )  # results explain their fields; their makers have the example
     for name in module.__all__:
         documented = getattr(module, name).__doc__

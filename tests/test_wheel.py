@@ -24,6 +24,7 @@ from norton_losses import (
     CaptionAverage, ClipCaptionOTLoss, DynamicTimeWarping, NortonLoss, NortonVideoParagraphLoss,
     PromptBucket, Segments, SoftMaximumSimilarity, TransportMeasure, parameter_groups,
 )
+from norton_losses.audit import audit, write_report
 from norton_losses.functional import video_paragraph_loss
 from norton_losses.metrics import recall_at
 from norton_losses.plotting import plot_alignment
@@ -51,6 +52,7 @@ if plan is not None:
 scores: Tensor = loss.score(video, text, bucket_value=0.1)
 table: RetrievalOutput = retrieve(loss, video, text, progress=False)
 print(table.video_to_paragraph.recalls[1], recall_at(scores), numbers, value)
+write_report(audit(loss, video, text, progress=False), "report.html")
 print(video_paragraph_loss(torch.randn(2, 2, 3, 4)))
 torch.optim.AdamW(parameter_groups(nn.ModuleList([loss]), weight_decay=0.01))
 """

@@ -66,7 +66,7 @@ def _of_tokens(corpus: Corpus, video: int, frames: Tensor, words: Tensor) -> Fig
         shots = grid[0, column].subgridspec(1, int(seen.sum()), wspace=0.05)
         for place, shot in enumerate(corpus.frames[video, clip][seen]):
             axis = figure.add_subplot(shots[place])
-            axis.imshow(shot, cmap="gray_r")
+            axis.imshow(shot.numpy(), cmap="gray_r")
             axis.set_axis_off()
         axis = figure.add_subplot(grid[1, column])
         _heat(figure, axis, title, values.numpy())

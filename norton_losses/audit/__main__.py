@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from norton_losses._checks import check_place
 from norton_losses.audit.corpus_audit import audit
 from norton_losses.audit.report import write_report
 from norton_losses.retrieval import load_features, retrieval_table, retrieve
@@ -70,16 +70,12 @@ def _check_places(places: dict[str, Path | None], device: str | None, features: 
     for name, place in places.items():
         if place is None:
             continue
-        folder = place.absolute().parent
         if place.suffix != _ENDINGS[name] or place.resolve() == features.resolve():
             raise ValueError(
                 f"--{name} must name a file that ends in {_ENDINGS[name]}, other than the "
                 f"features, got {place}"
             )
-        if place.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise ValueError(
-                f"--{name} must be a file in a folder that may be written to, got {place}"
-            )
+        check_place(f"--{name}", place)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from norton_losses._arrays import Array, as_numpy, check_integers
-from norton_losses._checks import check_count
+from norton_losses._checks import check_count, check_entries
 from norton_losses.audit.narration import Narration
 from norton_losses.audit.output import AuditOutput
 from norton_losses.fusion import AbstractSimilarity
@@ -93,20 +93,11 @@ def audit(
         sides = sides[0].pooled("videos"), sides[1].pooled("paragraphs")
     _check_sides(*sides)
     counts: list[list[int]] = [side.counts.tolist() for side in sides]  # pyright: ignore
-    texts = _read_lists("captions", captions, counts[1])
-    texts = None if texts is None else [[str(text) for text in part] for part in texts]
-    seconds = None
-    if times is not None:
-        if len(times) != 2:
-            raise ValueError(
-                f"times must be two lists, of clips and of captions, got {len(times)} of them"
-            )
-        read = (_read_lists(f"times[{i}]", times[i], counts[i]) or [] for i in (0, 1))
-        seconds = [[_as_seconds(times_of) for times_of in side] for side in read]
-        if len(seconds[0]) != len(seconds[1]) or any((of.diff() <= 0).any() for of in seconds[0]):
-            raise ValueError(
-                "times must be of clips and of captions, and those of a video's clips must rise"
-            )
+    texts = None
+    if captions is not None:
+        check_entries("captions", captions, counts[1])
+        texts = [[str(text) for text in part] for part in captions]
+    seconds = None if times is None else _read_times(times, counts)
     groups = None if group_ids is None else check_integers("group_ids", group_ids, (len(sides[0]),))
     place = sides[0].tokens.device if device is None else check_device_here(device)
     own, foreign = _similarities(similarity, sides, groups, batch_size, place, progress)
@@ -138,7 +129,10 @@ def _similarities(
                 of = torch.as_tensor(groups)[places]
                 apart &= of[:, None] != of
             if not values[valid].isfinite().all():
-                raise ValueError("similarities must be finite, got NaN or infinite ones")
+                raise ValueError(
+                    "similarities must be finite, got NaN or infinite ones of videos "
+                    f"{places.tolist()}; look at what the similarity makes of them"  # pyright: ignore
+                )
             found = values[valid & apart[:, :, None, None]]
             strange.append(found[torch.randperm(len(found), generator=g)[:each]])
             for row, place in enumerate(places.tolist()):  # pyright: ignore
@@ -191,19 +185,24 @@ def _check_sides(videos: Ragged, paragraphs: Ragged) -> None:
         )
 
 
-def _read_lists(name: str, given: Any, counts: Sequence[int]) -> list[Any] | None:
-    """One list for each sequence, as long as it."""
-    if given is None:
-        return None
-    lengths = [len(part) for part in given]
-    if lengths != list(counts):
-        wrong = [i for i, (a, b) in enumerate(zip(lengths, counts, strict=False)) if a != b]
-        where = f", the first that differs is {wrong[0]}" if wrong else ""
+def _read_times(times: Times, counts: Sequence[Sequence[int]]) -> list[list[Tensor]]:
+    """The times of clips, and those of captions, of each video."""
+    if len(times) != 2 or any(side is None for side in times):  # pyright: ignore
         raise ValueError(
-            f"{name} must have an entry for each clip or caption of each of {len(counts)} "
-            f"sequences, got {len(lengths)} sequences{where}"
+            "times must be of clips and of captions, two lists, got "
+            f"{[type(side).__name__ for side in times]}; put captions to clips by their number, "
+            "without times, where only one is known"
         )
-    return list(given)
+    for i, (side, of_side) in enumerate(zip(times, counts, strict=True)):
+        check_entries(f"times[{i}]", side, of_side)
+    of_clips, of_captions = ([_as_seconds(part) for part in side] for side in times)
+    still = [i for i, part in enumerate(of_clips) if (part.diff() <= 0).any()]
+    if still:
+        raise ValueError(
+            f"times of a video's clips must rise, got {of_clips[still[0]].tolist()} for video "  # pyright: ignore
+            f"{still[0]}; sort its clips, or leave out one of two at the same time"
+        )
+    return [of_clips, of_captions]
 
 
 def _as_seconds(given: Array) -> Tensor:

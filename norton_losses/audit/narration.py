@@ -45,6 +45,15 @@ class Narration:
         steps: (2 * F + 1,), q from F clips back to F on; the ends stand for all that is farther.
         beside: (2 * D + 1,), r from D clips back to D on.
         initial: the share of videos whose first caption is at the first clip; else anywhere.
+
+    Example:
+        >>> import torch
+        >>> from norton_losses.audit import Narration
+        >>> g = torch.Generator().manual_seed(0)
+        >>> own = [torch.eye(4) + 0.1 * torch.randn(4, 4, generator=g) for _ in range(9)]
+        >>> model, shares = Narration.fit(own, 0.1 * torch.randn(500, generator=g))
+        >>> shares[0].argmax(0).tolist(), round(model.nowhere, 1)
+        ([0, 1, 2, 3], 0.0)
     """
 
     edges: Tensor

@@ -21,7 +21,13 @@ _BELIEVED = 0.5  # how surely a caption must tell some clip, to count in the pro
 
 
 class Rate(NamedTuple):
-    """A share of the corpus, and its 95 % interval over draws of videos."""
+    """A share of the corpus, and its 95 % interval over draws of videos.
+
+    Example:
+        >>> from norton_losses.audit import Rate
+        >>> print(Rate(0.25, 0.2, 0.3))
+        25.0 % [20.0, 30.0]
+    """
 
     value: float
     low: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -72,7 +73,7 @@ def _data(output: AuditOutput, title: str) -> dict[str, Any]:
                 "own": _percent(videos.own[number]),
                 "nowhere": _percent(videos.nowhere[number]),
                 "unmatched": _percent(videos.unmatched_clips[number]),
-                "lag": None if lag != lag else round(lag, 1),
+                "lag": None if math.isnan(lag) else round(lag, 1),
                 "drift": round(videos.drift[number].item(), 2),
                 "jumps": int(videos.jumps[number]),
                 "order": _percent(videos.in_order[number]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from norton_losses._checks import check_fraction
+from norton_losses._checks import check_fraction, check_place
 from norton_losses._numerics import unit
 from norton_losses.plotting.alignment_figure import plot_alignment
 from norton_losses.retrieval import Features, load_features
@@ -71,11 +70,9 @@ def _paragraph(features: Features, video: int, wanted: int | None) -> int:
 
 
 def _check_place(output: Path) -> None:
-    folder = output.absolute().parent
     if output.suffix not in _ENDINGS:
         raise ValueError(f"--output must end in one of {', '.join(_ENDINGS)}, got {output}")
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"--output must be in a folder that may be written to, got {folder}")
+    check_place("--output", output)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

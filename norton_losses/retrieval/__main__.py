@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from norton_losses._checks import check_place
 from norton_losses.retrieval.feature_file import load_features
 from norton_losses.retrieval.output import RetrievalOutput, retrieval_table
 from norton_losses.retrieval.retrieve import (
@@ -73,11 +73,7 @@ def _check_places(device: str | None, scores: Path | None, features: Path) -> No
         return
     if scores.suffix != ".npz" or scores.resolve() == features.resolve():
         raise ValueError(f"--scores must name an .npz file other than the features, got {scores}")
-    folder = scores.absolute().parent
-    if scores.is_dir():
-        raise ValueError(f"--scores must name a file, and {scores} is a folder")
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"--scores must be in a folder that may be written to, got {folder}")
+    check_place("--scores", scores)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from norton_losses._arrays import as_numpy
+from norton_losses._checks import check_entries
 
 _SIDES = (
     ("clip_embeddings", "clips_per_video", "(all clips, D)", "(videos,)"),
@@ -127,12 +128,14 @@ def save_features(
         *zip(("times[0]", "times[1]"), times or (None, None), counted, strict=True),
     ]
     for name, given, counts in beside:
-        if given is not None and [len(part) for part in given] != counts:
-            raise ValueError(f"{name} must have an entry for each clip or caption of each sequence")
+        if given is not None:
+            check_entries(name, given, counts)
     if texts is not None:
-        if not all(isinstance(text, str) for part in texts for text in part):  # pyright: ignore
-            raise ValueError("texts must be of str")
-        arrays["caption_texts"] = np.array([text for part in texts for text in part], dtype=np.str_)
+        flat = [text for part in texts for text in part]
+        strange = [text for text in flat if not isinstance(text, str)]  # pyright: ignore
+        if strange:
+            raise ValueError(f"texts must be of str, got {strange[0]!r}; leave a missing one empty")
+        arrays["caption_texts"] = np.array(flat, dtype=np.str_)
     if times is not None:
         for name, parts in zip(("clip_times", "caption_times"), times, strict=True):
             arrays[name] = np.concatenate([as_numpy(part).astype(np.float64) for part in parts])

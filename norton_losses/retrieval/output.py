@@ -77,10 +77,7 @@ class RetrievalOutput:
                 f"scores must be numbers (Bv, Bt), got {values.dtype} of shape {values.shape}"
             )
         table = torch.tensor(np.array(values), device="cpu")
-        paragraphs = read_truth(truth, *table.shape)
-        videos = invert_truth(paragraphs, table.shape[1])
-        metrics = _metrics(table, paragraphs), _metrics(table.T, videos)
-        return cls(table, *metrics, seconds)
+        return ranked(table, read_truth(truth, *table.shape), seconds)
 
     def table(self, name: str = "scores") -> str:
         """:func:`retrieval_table` of this output alone."""
@@ -88,6 +85,12 @@ class RetrievalOutput:
 
     def __str__(self) -> str:
         return self.table()
+
+
+def ranked(scores: Tensor, truth: NDArray[np.int64], seconds: float) -> RetrievalOutput:
+    """The output of scores (Bv, Bt) on the CPU, which it holds, and of a checked truth (Bv,)."""
+    videos = invert_truth(truth, scores.shape[1])
+    return RetrievalOutput(scores, _metrics(scores, truth), _metrics(scores.T, videos), seconds)
 
 
 def read_truth(truth: Array | None, videos: int, paragraphs: int) -> NDArray[np.int64]:

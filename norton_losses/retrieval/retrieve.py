@@ -21,7 +21,7 @@ from norton_losses._typing import Range
 from norton_losses.distributed import ProcessGroup, Shard, check_group
 from norton_losses.loss import AbstractLoss
 from norton_losses.norton_similarity import NortonSimilarityLoss
-from norton_losses.retrieval.output import RetrievalOutput, read_truth
+from norton_losses.retrieval.output import RetrievalOutput, ranked, read_truth
 from norton_losses.retrieval.progress import progress_bar
 from norton_losses.retrieval.ragged import Sequences, read_ragged
 from norton_losses.segments import Segments
@@ -156,7 +156,7 @@ def retrieve(
         del ragged_videos, ragged_paragraphs  # the metrics need room
     scores = _of_all(scores, shard)
     seconds = time.perf_counter() - start
-    return RetrievalOutput.from_scores(scores, true_paragraphs, seconds=seconds)
+    return ranked(scores, true_paragraphs, seconds)
 
 
 def check_device_here(device: object) -> torch.device:
