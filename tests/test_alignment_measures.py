@@ -364,11 +364,31 @@ def test_masks_changed_before_the_backward_pass_are_refused() -> None:
 
 @both
 @pytest.mark.parametrize(
-    ("smoothing", "error"), [(-0.1, ValueError), (math.nan, ValueError), ("soft", TypeError)]
+    ("smoothing", "error"),
+    [
+        (-0.1, ValueError),
+        (math.nan, ValueError),
+        (1e-40, ValueError),
+        (1e13, ValueError),
+        ("soft", TypeError),
+    ],
 )
 def test_smoothing_is_checked(kind: type, smoothing: object, error: type) -> None:
-    with pytest.raises(error, match="smoothing must be a"):
+    with pytest.raises(error, match="smoothing must be "):
         kind(smoothing)
+
+
+@both
+@pytest.mark.parametrize("smoothing", [1e-12, 1e12])
+def test_smoothing_at_its_limits_is_finite(kind: type, smoothing: float) -> None:
+    similarity = (torch.randn(2, 2, 4, 5) * 1e4).requires_grad_()
+    score = kind(smoothing)(similarity)
+    score.sum().backward()
+    assert score.isfinite().all()
+    assert similarity.grad is not None
+    assert similarity.grad.isfinite().all()
+    if smoothing < 1:
+        torch.testing.assert_close(score, kind()(similarity))
 
 
 def test_background_is_what_fits_no_caption() -> None:

@@ -82,8 +82,8 @@ MARKS: dict[str, tuple[Callable[[], Callable[[], object]], int, float]] = {
     "clip-caption": (lambda: clip_caption(None), PAIRS, 14.0),
     "clip-caption by rows": (lambda: clip_caption(128), PAIRS, 0.85),
     "DTW": (lambda: alignment(DynamicTimeWarping()), CELLS, 6.9),
-    "smooth DTW": (lambda: alignment(DynamicTimeWarping(0.1)), CELLS, 10.6),
-    "OTAM": (lambda: alignment(OrderedAlignment()), CELLS, 6.9),
+    "smooth DTW": (lambda: alignment(DynamicTimeWarping(0.1)), CELLS, 8.0),
+    "OTAM": (lambda: alignment(OrderedAlignment()), CELLS, 5.2),
     "retrieval by transport": (lambda: retrieval("transport"), CORPUS, 0.75),
     "retrieval by DTW": (lambda: retrieval("dtw"), CORPUS, 0.53),
 }

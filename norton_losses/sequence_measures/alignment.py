@@ -37,6 +37,11 @@ class AbstractAlignment(AbstractSequenceMeasure):
     def __init__(self, smoothing: float = 0.0) -> None:
         super().__init__()
         check_not_negative("smoothing", smoothing)
+        if smoothing and not 1e-12 <= smoothing <= 1e12:  # costs over it must not overflow
+            raise ValueError(
+                f"smoothing must be 0 or lie between 1e-12 and 1e12, got {smoothing}; 0 is the "
+                "minimum itself"
+            )
         self.smoothing = smoothing
 
     @abstractmethod
@@ -82,49 +87,64 @@ class AbstractAlignment(AbstractSequenceMeasure):
         return f"smoothing={self.smoothing}"
 
 
-def smallest(candidates: Sequence[Tensor], smoothing: float) -> Tensor:
-    """The minimum, or its smooth form ``-g log sum exp(-x / g)``; an infinite one takes no part.
+def scale(smoothing: float) -> float:
+    """What costs are multiplied by, so that least distances become largest sums for :func:`best`.
 
-    At a tie the gradient follows the candidate named first, so that a path stays a path.
+    With smoothing g that is -1 / g: the minimum ``-g log sum exp(-D / g)`` is a log-sum-exp.
     """
-    if smoothing > 0:
-        return cast(Tensor, _SmoothMinimum.apply(smoothing, *candidates))  # pyright: ignore
-    best = candidates[0]
-    for other in candidates[1:]:
+    return -1 / smoothing if smoothing > 0 else -1.0
+
+
+def best(sums: Sequence[Tensor], smooth: bool) -> Tensor:
+    """The maximum, or its smooth form ``log sum exp``; one of -inf takes no part.
+
+    At a tie the gradient follows the sum named first, so that a path stays a path.
+    """
+    if smooth:
+        return cast(Tensor, _LogSumExp.apply(*sums))  # pyright: ignore
+    largest = sums[0]
+    for other in sums[1:]:
         if torch.is_grad_enabled():
-            best = torch.where(other < best, other, best)
+            largest = torch.where(other > largest, other, largest)
         else:
-            best = torch.minimum(best, other)
-    return best
+            largest = torch.maximum(largest, other)
+    return largest
 
 
-class _SmoothMinimum(torch.autograd.Function):
-    """The smooth minimum, whose gradient needs nothing but what went in."""
+def weights_in_best(sums: Sequence[Tensor], smooth: bool) -> tuple[list[Tensor], Tensor]:
+    """The gradient of :func:`best` by each sum, times a total; and the total."""
+    largest = reduce(torch.maximum, sums).detach()
+    if smooth:
+        # By the rounded result the shares would not sum to 1; over a path such errors multiply.
+        largest = largest.clamp(min=torch.finfo(largest.dtype).min)  # then none of -inf has a share
+        weights = [(one - largest).exp_() for one in sums]
+        return weights, reduce(torch.add, weights).clamp(min=1)  # that of the largest is 1
+    free = torch.ones_like(largest, dtype=torch.bool)
+    weights: list[Tensor] = []
+    for one in sums:
+        weights.append((one == largest) & free)
+        free = free & ~weights[-1]
+    return [weight.to(largest.dtype) for weight in weights], largest.new_ones(())
+
+
+class _LogSumExp(torch.autograd.Function):
+    """The logarithm of a sum of exponentials, whose gradient needs nothing but what went in."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(smoothing: float, *candidates: Tensor) -> Tensor:
-        first, *others = (candidate * (-1 / smoothing) for candidate in candidates)
-        for other in others:
-            first = torch.logaddexp(first, other)
-        return first * -smoothing
+    def forward(*sums: Tensor) -> Tensor:
+        return reduce(torch.logaddexp, sums)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.smoothing, *candidates = inputs
-        ctx.save_for_backward(*candidates)
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        # Shares by the rounded minimum would not sum to 1, and over a path their errors multiply.
-        candidates = ctx.saved_tensors
-        lowest = reduce(torch.minimum, candidates).detach()
-        lowest = lowest.masked_fill(lowest == torch.inf, 0)  # then no candidate has a share
-        weights = [((lowest - candidate) / ctx.smoothing).exp() for candidate in candidates]
-        total = reduce(torch.add, weights).clamp(min=1)  # that of the lowest is 1
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, ...]:
+        weights, total = weights_in_best(ctx.saved_tensors, smooth=True)
         of_one = grad_outputs[0] / total
-        return None, *(of_one * weight for weight in weights)
+        return tuple(of_one * weight for weight in weights)
 
 
 class _ByTiles(torch.autograd.Function):

@@ -57,7 +57,7 @@ def alignment_backward(
 
 @alignment_backward.register_fake
 def _(of_scores: Tensor, similarity: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(similarity)
+    return similarity.new_empty(similarity.shape)  # contiguous, however the similarity lies
 
 
 def _tiles(similarity: Tensor, clips: Tensor, captions: Tensor, distance: Distance) -> Tiles:

@@ -11,6 +11,7 @@ from itertools import product
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from norton_losses.similarity_block import SimilarityBlock
 
@@ -35,19 +36,21 @@ class _Tile:
     def pairs(self) -> tuple[Tensor, Tensor]:
         return self.videos[:, None], self.paragraphs
 
-    def of(self, similarity: Tensor) -> Tensor:
-        """(Bv, Bt, clips, captions), a view: nothing valid lies beyond."""
-        return similarity[..., : self.clips, : self.captions]
+    def taken(self, blocks: Tensor) -> Tensor:
+        """The similarities (bv, bt, clips, captions) of its pairs, of all (Bv, Bt, N, M)."""
+        # Whole blocks by one index are copied faster than their parts by two.
+        taken = blocks.flatten(0, 1).index_select(0, self._index(blocks))
+        taken = taken.view(len(self.videos), len(self.paragraphs), *blocks.shape[2:])
+        return taken[..., : self.clips, : self.captions]  # nothing valid lies beyond
 
-    def taken(self, similarity: Tensor) -> Tensor:
-        """The similarities (bv, bt, clips, captions) of its pairs, copied."""
-        part = self.of(similarity)
-        if not part.is_contiguous():
-            return part[self.pairs]
-        # Whole blocks by one index are copied faster than by two.
-        index = (self.videos[:, None] * similarity.shape[1] + self.paragraphs).flatten()
-        block = part.flatten(0, 1).index_select(0, index)
-        return block.view(len(self.videos), len(self.paragraphs), *part.shape[2:])
+    def put(self, part: Tensor, blocks: Tensor) -> None:
+        """The reverse of :meth:`taken`, with 0 beyond."""
+        *_, n, m = blocks.shape
+        whole = pad(part, (0, m - self.captions, 0, n - self.clips))
+        blocks.flatten(0, 1).index_copy_(0, self._index(blocks), whole.flatten(0, 1))
+
+    def _index(self, blocks: Tensor) -> Tensor:
+        return (self.videos[:, None] * blocks.shape[1] + self.paragraphs).flatten()
 
 
 class Tiles:
@@ -78,6 +81,7 @@ class Tiles:
 
     def scores(self, similarity: Tensor) -> Tensor:
         """Scores (Bv, Bt) of all pairs."""
+        similarity = similarity.contiguous()  # once, where flattening would be for each tile
         scores = similarity.new_zeros(similarity.shape[:2])
         for tile in self:
             scores[tile.pairs] = self.scores_of(tile.taken(similarity), tile)
@@ -85,7 +89,8 @@ class Tiles:
 
     def gradient(self, similarity: Tensor, of_scores: Tensor) -> Tensor:
         """Gradient by the similarity, from that by the scores (Bv, Bt), costs computed again."""
-        gradient = torch.zeros_like(similarity)
+        similarity = similarity.contiguous()
+        gradient = similarity.new_empty(similarity.shape)
         twice = torch.is_grad_enabled()  # the gradient is to be differentiated in its turn
         for tile in self:
             block = tile.taken(similarity)
@@ -95,7 +100,7 @@ class Tiles:
                 scores = self.scores_of(block, tile)
             upstream = of_scores[tile.pairs]
             (part,) = torch.autograd.grad(scores, block, upstream, create_graph=twice)  # pyright: ignore
-            tile.of(gradient)[tile.pairs] = part
+            tile.put(part, gradient)
         return gradient
 
     def scores_of(self, block: Tensor, tile: _Tile) -> Tensor:
@@ -109,7 +114,7 @@ class Tiles:
         columns = torch.arange(tile.captions, device=n.device)[:, None]
         costs = (1 - block).flatten(2).flatten(0, 1).T.contiguous()  # (n * m, P)
         costs = costs.view(tile.clips, tile.captions, -1)
-        costs = costs.masked_fill((rows >= n) | (columns >= m), 0)
+        costs = torch.where((rows >= n) | (columns >= m), 0, costs)
         distances = self.distance(costs, n.clamp(min=1), m.clamp(min=1))
         scores = 0 - distances / (n + m).clamp(min=1)  # 0 - 0 is 0, and -0 is -0
         return scores.masked_fill((n == 0) | (m == 0), 0).view(block.shape[:2])

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from norton_losses.sequence_measures.alignment import AbstractAlignment, smallest
+from norton_losses.sequence_measures.alignment import (
+    AbstractAlignment,
+    best,
+    scale,
+    weights_in_best,
+)
 from norton_losses.sequence_measures.alignment_operator import MEASURES
 
 
@@ -25,10 +29,10 @@ class DynamicTimeWarping(AbstractAlignment):
     gradient follows one of the best paths.
 
     Args:
-        smoothing: gamma, 0 or above, in units of similarity.
+        smoothing: gamma, 0 or within [1e-12, 1e12], in units of similarity.
 
     Raises:
-        ValueError: ``smoothing`` below 0.
+        ValueError: ``smoothing`` below 0 or beyond that range.
 
     Source: Sakoe and Chiba, 1978; the smooth form is that of Cuturi and Blondel, ICML 2017.
 
@@ -42,32 +46,103 @@ class DynamicTimeWarping(AbstractAlignment):
     """
 
     def distance(self, costs: Tensor, clips: Tensor, captions: Tensor) -> Tensor:
-        # Anti-diagonal by anti-diagonal: all cells of one depend on the two before it.
+        distances, _ = _Warping.apply(costs, clips, captions, self.smoothing)  # pyright: ignore
+        return cast(Tensor, distances)
+
+
+class _AntiDiagonals:
+    """The cells of a matrix by clip + caption: those of one anti-diagonal depend on the two before.
+
+    In a table they lie one beneath the other, each in a frame of two rows more.
+    """
+
+    def __init__(self, clips: int, captions: int) -> None:
+        self.captions, self.count = captions, clips + captions - 1
+        self.first = [max(k - captions + 1, 0) for k in range(self.count)]  # its least clip
+        self.sizes = [min(k, clips - 1) - self.first[k] + 1 for k in range(self.count)]
+        self.rows = [size + 2 for size in self.sizes]
+
+    def parts(self, table: Tensor) -> Sequence[Tensor]:
+        """The anti-diagonals of a table, in their frames: views."""
+        return cast(Sequence[Tensor], table.split(self.rows))  # pyright: ignore
+
+    def cells(self, matrix: Tensor, k: int) -> Tensor:
+        """Anti-diagonal k of a matrix (N * M, P): cell (a, k - a) is its row k + a (M - 1)."""
+        step = self.captions - 1
+        return matrix[k + self.first[k] * step :: max(step, 1)][: self.sizes[k]]
+
+    def predecessors(self, parts: Sequence[Tensor], k: int) -> list[Tensor]:
+        """Of each cell (a, b) with a + b = k: (a-1, b-1), (a-1, b) and (a, b-1), views."""
+        first, size = self.first[k], self.sizes[k]
+        down = parts[k - 1][first - self.first[k - 1] :]
+        views = [down, down[1:]]
+        if k > 1:
+            views.insert(0, parts[k - 2][first - self.first[k - 2] :])
+        return [view[:size] for view in views]
+
+    def last(self, clips: Tensor, captions: Tensor) -> Tensor:
+        """The row (1, P) of a table where each pair's last cell is."""
+        rows = torch.tensor(self.rows, device=clips.device)
+        first = torch.tensor(self.first, device=clips.device)
+        return ((rows.cumsum(0) - rows - first)[clips + captions - 2] + clips)[None]
+
+
+class _Warping(torch.autograd.Function):
+    """Distances (P,); the gradient of a cell's cost is how often the paths go through it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        costs: Tensor, clips: Tensor, captions: Tensor, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
         n, m, pairs = costs.shape
-        sizes = [min(k, n - 1) - max(k - m + 1, 0) + 1 for k in range(n + m - 1)]
-        # Sorted and split once: the gradient of a slice for each is as large as all costs.
-        cell = torch.arange(n * m, device=costs.device)
-        order = (cell // m + cell % m).argsort(stable=True)
-        sorted_costs = costs.flatten(0, 1).index_select(0, order)
-        diagonals = cast(Sequence[Tensor], sorted_costs.split(sizes))  # pyright: ignore
-        ends = clips + captions - 2  # the anti-diagonal of a pair's last cell
+        diagonals = _AntiDiagonals(n, m)
+        table = costs.new_full((sum(diagonals.rows), pairs), -torch.inf)
+        _warp(costs, diagonals.parts(table), diagonals, smoothing)
+        return table.gather(0, diagonals.last(clips, captions))[0] / scale(smoothing), table
 
-        def framed(cells: Tensor) -> Tensor:  # what lies outside the matrix is infinitely far
-            return pad(cells, (0, 0, 1, 1), value=torch.inf)
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *tensors, ctx.smoothing = inputs
+        ctx.save_for_backward(*tensors, output[1])
+        ctx.mark_non_differentiable(output[1])
 
-        start = diagonals[0]
-        before, last, distances = framed(start[:0]), framed(start), start[0]
-        first_before, first_last = 0, 0  # the clips that anti-diagonals k - 2 and k - 1 begin with
-        for k in range(1, n + m - 1):
-            first, size = max(k - m + 1, 0), sizes[k]
-            across = before[first - first_before :][:size]  # D[a-1, b-1]
-            down = last[first - first_last :][:size]  # D[a-1, b]
-            along = last[first - first_last + 1 :][:size]  # D[a, b-1]
-            cells = framed(diagonals[k] + smallest((across, down, along), self.smoothing))
-            before, last, first_before, first_last = last, cells, first_last, first
-            at_clip = cells.gather(0, (clips - first).clamp(0, size + 1).expand(1, pairs))[0]
-            distances = torch.where(ends == k, at_clip, distances)
-        return distances
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        costs, clips, captions, table = ctx.saved_tensors
+        n, m, pairs = costs.shape
+        diagonals = _AntiDiagonals(n, m)
+        start = grad_outputs[0].new_zeros(table.shape)
+        start.scatter_(0, diagonals.last(clips, captions), grad_outputs[0][None])
+        sums, through = diagonals.parts(table), diagonals.parts(start)
+        if torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
+            # In memory of their own, or a change of one would count as a change of all.
+            sums = [torch.full_like(part, -torch.inf) for part in sums]
+            through = [part.clone() for part in through]
+            _warp(costs, sums, diagonals, ctx.smoothing)
+        gradient = start.new_empty((n * m, pairs))
+        for k in reversed(range(diagonals.count)):
+            own = through[k][1:-1]
+            diagonals.cells(gradient, k).copy_(own)
+            if k:
+                weights, total = weights_in_best(diagonals.predecessors(sums, k), ctx.smoothing > 0)
+                of_one = own / total
+                before = diagonals.predecessors(through, k)
+                for earlier, weight in zip(before, weights, strict=True):
+                    earlier.addcmul_(of_one, weight)
+        return gradient.view(n, m, pairs), None, None, None
+
+
+def _warp(
+    costs: Tensor, parts: Sequence[Tensor], diagonals: _AntiDiagonals, smoothing: float
+) -> None:
+    """Fill in the best sums of each anti-diagonal; the frames of -inf stay: outside is no way."""
+    costs, factor = costs.flatten(0, 1), scale(smoothing)
+    parts[0][1:-1] = diagonals.cells(costs, 0) * factor
+    for k in range(1, diagonals.count):
+        before = best(diagonals.predecessors(parts, k), smoothing > 0)
+        parts[k][1:-1] = before.add(diagonals.cells(costs, k), alpha=factor)
 
 
 MEASURES["DynamicTimeWarping"] = DynamicTimeWarping

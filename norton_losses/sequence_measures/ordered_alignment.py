@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from norton_losses.sequence_measures.alignment import AbstractAlignment, smallest
+from norton_losses.sequence_measures.alignment import AbstractAlignment, best, scale
 from norton_losses.sequence_measures.alignment_operator import MEASURES
 
 
@@ -29,10 +29,10 @@ class OrderedAlignment(AbstractAlignment):
     the best paths. The path counts both directions: a match that both agree on has 2.
 
     Args:
-        smoothing: gamma, 0 or above, in units of similarity.
+        smoothing: gamma, 0 or within [1e-12, 1e12], in units of similarity.
 
     Raises:
-        ValueError: ``smoothing`` below 0.
+        ValueError: ``smoothing`` below 0 or beyond that range.
 
     Source: Cao et al., CVPR 2020 (OTAM).
 
@@ -47,38 +47,40 @@ class OrderedAlignment(AbstractAlignment):
     """
 
     def distance(self, costs: Tensor, clips: Tensor, captions: Tensor) -> Tensor:
-        captions_in_clips = _one_way(costs, clips, captions, self.smoothing)
-        turned = costs.transpose(0, 1)
-        return captions_in_clips + _one_way(turned, captions, clips, self.smoothing)
+        factor = scale(self.smoothing)
+        scaled, smooth = costs * factor, self.smoothing > 0
+        captions_in_clips = _one_way(scaled, clips, captions, smooth)
+        turned = scaled.transpose(0, 1)
+        return (captions_in_clips + _one_way(turned, captions, clips, smooth)) / factor
 
 
-def _one_way(costs: Tensor, clips: Tensor, captions: Tensor, smoothing: float) -> Tensor:
-    """D, caption by caption: between the free columns all clips of one depend on the one before.
+def _one_way(scaled: Tensor, clips: Tensor, captions: Tensor, smooth: bool) -> Tensor:
+    """Best sums, caption by caption: between the free columns all of one depend on the one before.
 
     The column of zeros before the first caption, and that after a pair's last, are not written out:
     a path enters from the one and leaves into the other at any clip.
     """
-    n, _, pairs = costs.shape
-    free = costs.new_zeros(pairs)
-    outside = costs.new_full((1, pairs), torch.inf)
+    n, _, pairs = scaled.shape
+    free = scaled.new_zeros(pairs)
+    outside = scaled.new_full((1, pairs), -torch.inf)
 
     # Unbound once: the gradient of a column taken by itself is as large as all costs.
-    of_first, *of_others = costs.unbind(1)
+    of_first, *of_others = scaled.unbind(1)
     entry, *entries = of_first.unbind()
     first = [entry]
-    for cost in entries:
-        first.append(cost + smallest((free, first[-1], free), smoothing))
+    for cell in entries:
+        first.append(cell + best((free, first[-1], free), smooth))
     column = last = torch.stack(first)  # (N, P)
-    for b, cost in enumerate(of_others, 1):
+    for b, cells in enumerate(of_others, 1):
         diagonal = torch.cat([outside, column[:-1]])  # D[a-1, b-1]
-        column = cost + smallest((diagonal, column), smoothing)
+        column = cells + best((diagonal, column), smooth)
         last = torch.where(captions > b, column, last)
 
-    left = distances = last[0]
+    left = sums = last[0]
     for a in range(1, n):
-        left = smallest((last[a - 1], left, last[a]), smoothing)
-        distances = torch.where(clips > a, left, distances)
-    return distances
+        left = best((last[a - 1], left, last[a]), smooth)
+        sums = torch.where(clips > a, left, sums)
+    return sums
 
 
 MEASURES["OrderedAlignment"] = OrderedAlignment
