@@ -41,12 +41,10 @@ def chunked_cross_entropy(
             duplicates = pairs.groups.duplicates(pairs.own[rows])
             candidates = candidates & ~duplicates
         targets = rectified_targets(identity, transported(rows, logits), beta, duplicates)
-        alone = ~candidates.any(0)
-        by_column = logits.masked_fill(~candidates, -torch.inf).masked_fill(alone, 0).logsumexp(0)
-        by_row = masked_logsumexp(logits, candidates, 1)
+        by_row, by_column = (masked_logsumexp(logits, candidates, dim) for dim in (1, 0))
         # Logits of pairs that are no candidates drop out, since their targets are 0.
         surprise = targets * (by_row[:, None] - logits + of_column - logits)
-        return surprise.sum(), targets.sum(0), by_column.masked_fill(alone, -torch.inf)
+        return surprise.sum(), targets.sum(0), by_column.masked_fill(~candidates.any(0), -torch.inf)
 
     def transported(rows: slice, logits: Tensor) -> Tensor | None:
         if plan is None:

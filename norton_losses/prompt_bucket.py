@@ -173,7 +173,7 @@ def _quantile(block: SimilarityBlock, ratio: float) -> Tensor:
     ranked = aligned.masked_fill(~valid, torch.inf).sort().values
     count = valid.sum()
     # float64, as floats of Python are: 0.3 * 10 must not become 2.9999998.
-    k = (ratio * count.double()).floor().long().clamp(min=1)
+    k = (ratio * count.double()).long().clamp(min=1)
     p = ranked.gather(0, (k - 1)[None]).squeeze(0)
     return torch.where(count > 0, p, 0)
 

@@ -186,13 +186,18 @@ def test_the_path_explains_the_score(kind: type, smoothing: float) -> None:
 
 
 @both
+@hard_and_soft
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_the_path_is_found_where_no_gradient_is_recorded(kind: type, mode) -> None:
+@pytest.mark.parametrize("filtered", [False, True])
+def test_the_path_is_found_where_no_gradient_is_recorded(
+    kind: type, smoothing: float, mode, filtered: bool
+) -> None:
     similarity, clips, captions = ragged()
-    expected = kind().explain(similarity, clips, captions)
+    measure = kind(smoothing)
+    expected = measure.explain(similarity, clips, captions)
     with mode():
         inside = [tensor.clone() for tensor in (similarity, clips, captions)]
-        out = BackgroundFiltered(kind(), 9.0).explain(*inside)
+        out = (BackgroundFiltered(measure, 9.0) if filtered else measure).explain(*inside)
     assert torch.equal(out.score, expected.score)
     assert torch.equal(out.alignment, expected.alignment)
 

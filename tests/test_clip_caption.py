@@ -275,6 +275,9 @@ def test_wide_raw_logits_are_transported_in_float64() -> None:
     cosine = ClipCaptionOTLoss().explain(clips, captions)
     assert cosine.plan is not None
     assert cosine.plan.plan.dtype == torch.float32
+    scaled = ClipCaptionOTLoss(temperature=None).explain(clips, captions, logit_scale=1e5)
+    assert scaled.plan is not None
+    assert scaled.plan.plan.dtype == torch.float64
 
 
 def test_module_is_the_function_of_its_logits() -> None:
@@ -314,9 +317,16 @@ def test_the_function_has_no_gradient_of_what_is_masked_and_takes_half_precision
     assert torch.equal(clip_caption_loss(half), clip_caption_loss(half.float()))
 
 
-@pytest.mark.parametrize("chunk_rows", [None, 2])
-def test_only_the_loss_carries_gradient(chunk_rows: int | None) -> None:
-    loss = ClipCaptionOTLoss(temperature=0.3, chunk_rows=chunk_rows)
+@pytest.mark.parametrize(
+    ("chunk_rows", "solver"),
+    [
+        (None, TorchSinkhorn()),
+        (None, TorchSinkhorn(5, plan_gradient="unrolled")),
+        (2, TorchSinkhorn()),
+    ],
+)
+def test_only_the_loss_carries_gradient(chunk_rows: int | None, solver: TorchSinkhorn) -> None:
+    loss = ClipCaptionOTLoss(temperature=0.3, chunk_rows=chunk_rows, sinkhorn=solver)
     out = loss.explain(*(side.requires_grad_() for side in pairs()))
     assert out.loss.requires_grad
     for number in (out.logits, out.targets, out.temperature, out.plan and out.plan.log_u):
@@ -331,6 +341,22 @@ def test_a_shared_caption_is_no_negative() -> None:
     targets = ClipCaptionOTLoss(0.5).explain(clips, captions).targets
     assert targets[0, 1] > 0.1
     assert targets[0, 2] < 0.01
+
+
+@pytest.mark.parametrize("chunk_rows", [None, 2])
+def test_garbage_in_absent_embeddings_has_no_effect_on_dot_products(chunk_rows: int | None) -> None:
+    mask = torch.tensor([[True, False], [True, True]])
+    captions = Segments(torch.randn(2, 2, 5, 8))
+    loss = NortonLoss(clip_caption=ClipCaptionOTLoss(normalize=False, chunk_rows=chunk_rows))
+    tokens, embeddings = torch.randn(2, 2, 3, 8), torch.randn(2, 2, 8)
+    found = []
+    for garbage in (0.0, math.nan):
+        given = embeddings.masked_fill(~mask[..., None], garbage).requires_grad_()
+        value = loss(Segments(tokens, mask=mask, embeddings=given), captions)
+        (gradient,) = torch.autograd.grad(value, given)
+        assert not gradient[~mask].any()
+        found.append((value, gradient))
+    torch.testing.assert_close(*found)
 
 
 class TestErrors:
@@ -366,6 +392,15 @@ class TestErrors:
             loss(clips, captions, group_ids=torch.ones(6))
         with pytest.raises(ValueError, match="no empty dimension"):
             loss(clips[:0], captions[:0])
+
+    def test_inputs_of_the_function(self) -> None:
+        logits = torch.randn(3, 3)
+        with pytest.raises(ValueError, match=r"logits must be square.*got \(2, 3\)"):
+            clip_caption_loss(logits[:2])
+        with pytest.raises(ValueError, match=r"mask must .*got .*\(2,\)"):
+            clip_caption_loss(logits, mask=torch.ones(2).bool())
+        with pytest.raises(ValueError, match=r"group_ids must have shape \(3,\), got \(2,\)"):
+            clip_caption_loss(logits, group_ids=torch.arange(2))
 
     def test_frames_in_the_place_of_clips(self) -> None:
         loss, text = ClipCaptionOTLoss(), torch.randn(2, 3, 4, 8)

@@ -53,6 +53,16 @@ def test_nothing_valid_is_zero_with_zero_gradients() -> None:
     assert not any(gradient.any() for gradient in gradients)
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_column_of_no_candidates_makes_no_nan_on_the_way_back(grouped: bool) -> None:
+    """An absent pair's column has none in any block; with groups, one may have some in others."""
+    mask = torch.arange(K) % 4 != 1
+    options = {"group_ids": torch.arange(K) // 4} if grouped else {}
+    with torch.autograd.detect_anomaly(check_nan=True):
+        loss_and_gradients(ClipCaptionOTLoss(chunk_rows=4).double(), mask=mask, **options)
+
+
 def test_garbage_in_masked_pairs_has_no_effect() -> None:
     mask = torch.arange(K) < 15
     loss = ClipCaptionOTLoss(chunk_rows=4).double()

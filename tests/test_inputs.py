@@ -341,6 +341,15 @@ class TestMistakesThatPeopleMade:
         for _ in range(9):  # it was said
             loss(video, text)
 
+    def test_a_loss_that_is_moved_between_is_watched_on(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(contrastive, "PATIENCE", 2)
+        loss = ClipCaptionOTLoss()
+        loss(video, text[:, :, :4])
+        with pytest.warns(UserWarning, match="the temperature has not changed in 2 steps"):
+            loss.double()(video.double(), text[:, :, :4].double())
+
     def test_a_temperature_that_is_not_to_be_trained(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(contrastive, "PATIENCE", 2)
         frozen = ClipCaptionOTLoss()

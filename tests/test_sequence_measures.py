@@ -22,6 +22,7 @@ from norton_losses import (
     Support,
     TorchSinkhorn,
     TransportMeasure,
+    TransportProblem,
 )
 from norton_losses.functional import entropic_score, transport_score
 from norton_losses.sequence_measures import as_measure
@@ -174,6 +175,37 @@ def test_score_of_a_plan_of_any_batch(conserve_mass: bool) -> None:
     scores = transport_score(plan, conserve_mass=conserve_mass)
     one = transport_score(plan[1, 2], conserve_mass=conserve_mass)
     assert torch.equal(one, scores[1, 2])
+
+
+@pytest.mark.parametrize("conserve_mass", [True, False])
+def test_an_empty_problem_scores_zero_without_a_gradient(conserve_mass: bool) -> None:
+    scores = torch.randn(2, 3, 4, requires_grad=True)
+    log_mu, log_nu = (torch.full((2, k), 1 / k).log() for k in (3, 4))
+    log_mu[1], log_nu[1] = -math.inf, -math.inf
+    plan = TorchSinkhorn(5, plan_gradient="unrolled").solve(
+        TransportProblem(scores, log_mu, log_nu, epsilon=0.5)
+    )
+    score = transport_score(plan, conserve_mass=conserve_mass)
+    assert score[1] == 0
+    assert score[0] != 0
+    score.sum().backward()
+    assert scores.grad is not None
+    assert scores.grad[0].all()
+    assert not scores.grad[1].any()
+
+
+@pytest.mark.parametrize("value", [None, -0.7, 0.4])
+@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 1.0)])
+def test_known_bounds_change_no_score(value: float | None, bounds: tuple[float, float]) -> None:
+    bucket = PromptBucket() if value is None else PromptBucket(value=value)
+    measure = TransportMeasure(bucket=bucket, epsilon=1e-3)
+    similarity = torch.empty(3, 3, 5, 4).uniform_(*bounds)
+    found, expected = (
+        measure.evaluate_checked(SimilarityBlock(similarity, bounds=known))
+        for known in (bounds, None)
+    )
+    assert torch.equal(found.score, expected.score)
+    assert torch.equal(found.plan.plan, expected.plan.plan)  # by as many digits
 
 
 def test_entropic_score_is_the_value_up_to_the_marginals_entropy() -> None:

@@ -79,10 +79,11 @@ def test_defaults() -> None:
 
 
 def test_length_is_that_of_sequences_valid_on_both_sides() -> None:
-    batch = make_batch(3)
+    batch = make_batch(4)
     batch.clip_mask[0, 2:] = False  # 2 clips, 4 captions
     batch.caption_mask[1, 1:] = False  # 4 clips, 1 caption
     batch.caption_mask[2] = False  # 4 clips, no captions: a negative, and of no length
+    batch.clip_mask[3] = False  # no clips, 4 captions
     plain, scaled = (
         NortonVideoParagraphLoss(scale_by_length=by_length).explain(*batch.sides)
         for by_length in (False, True)
@@ -149,14 +150,17 @@ def test_a_gradient_step_lowers_the_loss() -> None:
 def test_module_is_the_function_of_its_similarity() -> None:
     batch = make_batch(ragged=True)
     loss = NortonVideoParagraphLoss(temperature=0.3)
-    out = loss.explain(*batch.sides)
-    value = video_paragraph_loss(
-        out.similarity,
-        clip_mask=batch.clips_present,
-        caption_mask=batch.captions_present,
-        temperature=loss.temperature(),
-    )
-    assert torch.equal(value, out.loss)
+    group_ids = torch.arange(len(batch.clips_present)).clamp(min=1)  # the first two are one group
+    for ids in (None, group_ids):
+        out = loss.explain(*batch.sides, group_ids=ids)
+        value = video_paragraph_loss(
+            out.similarity,
+            clip_mask=batch.clips_present,
+            caption_mask=batch.captions_present,
+            temperature=loss.temperature(),
+            group_ids=ids,
+        )
+        assert torch.equal(value, out.loss)
     assert torch.equal(out.clip_mask, batch.clips_present)
 
 
@@ -289,7 +293,7 @@ def test_group_members_are_not_negatives() -> None:
 class TestExplain:
     def test_only_the_loss_carries_gradient(self) -> None:
         batch = make_batch().leaves()
-        loss = NortonVideoParagraphLoss()
+        loss = NortonVideoParagraphLoss(learnable_temperature=True)
         out = loss.explain(*batch.tokens)
         assert out.loss.requires_grad
         assert out.plan is not None

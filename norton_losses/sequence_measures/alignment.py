@@ -74,10 +74,7 @@ class AbstractAlignment(AbstractSequenceMeasure):
                 "alignment is computed when it is read, and the similarity, a mask or a parameter "
                 "was changed in place since the scores were; read it before"
             )
-        # Inference mode records nothing, and its tensors cannot be recorded later: hence clones.
-        with torch.inference_mode(False), torch.no_grad():
-            masks = block.clip_mask.clone(), block.caption_mask.clone()
-            block = SimilarityBlock(block.raw.clone(), *masks)
+        with torch.inference_mode(False), torch.no_grad():  # inference mode records nothing
             clips, captions = block.counts
             matches = (clips + captions).to(block.raw.dtype)
             path = Tiles(block, self.distance).gradient(block.raw, matches)

@@ -115,9 +115,9 @@ class Tiles:
         costs = (1 - block).flatten(2).flatten(0, 1).T.contiguous()  # (n * m, P)
         costs = costs.view(tile.clips, tile.captions, -1)
         costs = torch.where((rows >= n) | (columns >= m), 0, costs)
-        distances = self.distance(costs, n.clamp(min=1), m.clamp(min=1))
-        scores = 0 - distances / (n + m).clamp(min=1)  # 0 - 0 is 0, and -0 is -0
-        return scores.masked_fill((n == 0) | (m == 0), 0).view(block.shape[:2])
+        n, m = n.clamp(min=1), m.clamp(min=1)  # what an absent side has is one match at no cost
+        scores = 0 - self.distance(costs, n, m) / (n + m)  # 0 - 0 is 0, and -0 is -0
+        return scores.view(block.shape[:2])
 
 
 def _order(mask: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class MeasureOutput:
     @property
     def alignment(self) -> Tensor | None:
         """The path, or None."""
-        if callable(self._alignment) and not isinstance(self._alignment, Tensor):
+        if callable(self._alignment):
             self._alignment = self._alignment()
         return self._alignment
 
