@@ -194,11 +194,14 @@ def test_an_empty_problem_scores_zero_without_a_gradient(conserve_mass: bool) ->
     assert not scores.grad[1].any()
 
 
-@pytest.mark.parametrize("value", [None, -0.7, 0.4])
+@pytest.mark.parametrize("learnable", [False, True])  # an offset has no known range
+@pytest.mark.parametrize("value", [None, 0.4, 3.0])
 @pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 1.0)])
-def test_known_bounds_change_no_score(value: float | None, bounds: tuple[float, float]) -> None:
-    bucket = PromptBucket() if value is None else PromptBucket(value=value)
-    measure = TransportMeasure(bucket=bucket, epsilon=1e-3)
+def test_known_bounds_change_nothing(
+    learnable: bool, value: float | None, bounds: tuple[float, float]
+) -> None:
+    bucket = PromptBucket(**({} if value is None else {"value": value}), learnable=learnable)
+    measure = TransportMeasure(bucket=bucket, epsilon=1 / 300, objective="entropic")
     similarity = torch.empty(3, 3, 5, 4).uniform_(*bounds)
     found, expected = (
         measure.evaluate_checked(SimilarityBlock(similarity, bounds=known))

@@ -290,6 +290,28 @@ def test_plain_numbers_serve_their_whole_range(shift: float) -> None:
     torch.testing.assert_close(found.plan, expected.plan, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("domain", ["stabilized", "log"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scalings_may_grow_beyond_the_dtype(domain: SinkhornDomain, dtype: torch.dtype) -> None:
+    """A tenth of the mass has to take a cell of e^-300, or e^-1000, so u and v become as large."""
+    far = 300.0 if dtype == torch.float32 else 1000.0
+    scores = torch.tensor([[0.0, 0.0], [-far, 0.0]], dtype=dtype)
+    log_mu, log_nu = (torch.tensor(mass, dtype=dtype).log() for mass in ((0.5, 0.5), (0.6, 0.4)))
+    plan = TorchSinkhorn(4000, domain=domain).solve(TransportProblem(scores, log_mu, log_nu, 1.0))
+    expected = torch.tensor([[0.5, 0.0], [0.1, 0.4]], dtype=dtype)
+    torch.testing.assert_close(plan.plan, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "beyond"), [(torch.float32, 89.5), (torch.float64, 740.0)])
+def test_ranges_beyond_plain_numbers_keep_their_digits(dtype: torch.dtype, beyond: float) -> None:
+    scores = torch.full((3, 3), -beyond, dtype=dtype)
+    scores[0] = 0  # as far as a sum of them reaches, rows 1 and 2 have nothing nearer
+    mu = torch.tensor([0.02, 0.49, 0.49], dtype=dtype)
+    nu = torch.full((3,), 1 / 3, dtype=dtype)
+    plan = TorchSinkhorn(50).solve(TransportProblem(scores, mu.log(), nu.log(), 1.0))
+    torch.testing.assert_close(plan.plan, mu[:, None] * nu)
+
+
 @pytest.mark.parametrize("domain", DOMAINS)
 @pytest.mark.parametrize("log_mass", [-4.0, 4.0])
 def test_a_plan_moves_the_mass_of_its_marginals(domain: SinkhornDomain, log_mass: float) -> None:
