@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 
 from conftest import HAS_POT
 from norton_losses import (
+    AbstractProblem,
     AbstractSinkhorn,
     POTSinkhorn,
     Support,
@@ -21,7 +24,7 @@ from norton_losses import (
     TransportProblem,
 )
 from norton_losses._typing import SinkhornDomain
-from norton_losses.sinkhorn import resolve
+from norton_losses.sinkhorn import Scalings, resolve
 from tests import naive
 from tests.problems import assert_same_plan, random_problem, two_by_two
 
@@ -282,6 +285,55 @@ def test_settings_are_checked_at_construction(solver: Solver) -> None:
     assert solver(3) == solver(3) != solver(4)
 
 
+def test_domains_are_checked() -> None:
+    with pytest.raises(ValueError, match="domain must be one of"):
+        TorchSinkhorn(domain="logs")  # type: ignore[arg-type]
+
+
+def test_which_solvers_serve_rows_of_several_processes() -> None:
+    for solver in (TorchSinkhorn(), TorchSinkhorn(domain="log")):
+        assert solver.supports_shards().ok
+    for solver in (
+        TorchSinkhorn(domain="scaling"),
+        TorchSinkhorn(plan_gradient="implicit"),
+        TorchSinkhorn(plan_gradient="implicit", domain="scaling"),
+        _Ones(),
+    ):
+        assert not solver.supports_shards().ok
+
+
+@dataclass(frozen=True)
+class _Ones(AbstractSinkhorn):
+    """A solver of one's own, whose scalings are 1 everywhere."""
+
+    serves: bool = True
+
+    def supports(self, problem: AbstractProblem) -> Support:
+        return Support(self.serves, "it serves nothing")
+
+    def _solve(self, problem: AbstractProblem) -> Scalings:
+        return Scalings(*(torch.zeros_like(log) for log in (problem.log_mu, problem.log_nu)), 1)
+
+
+def test_scalings_of_what_is_absent_may_be_anything() -> None:
+    problem = random_problem(3, zero_rows=2, zero_columns=1)
+    log_mu, log_nu = problem.log_mu.clone(), problem.log_nu.clone()
+    log_mu[1], log_nu[2] = -torch.inf, -torch.inf  # nothing on one side: nothing to move
+    plan = _Ones().solve(problem.replace(log_mu=log_mu, log_nu=log_nu))
+    assert torch.equal(
+        plan.log_u[0], torch.tensor([0.0, 0.0, 0.0, -torch.inf, -torch.inf]).double()
+    )
+    assert torch.equal(plan.log_v[0, -2:], torch.tensor([0.0, -torch.inf]).double())
+    assert plan.log_u[1:].isneginf().all()
+    assert plan.log_v[1:].isneginf().all()
+
+
+@pytest.mark.parametrize("plan_gradient", ["detached", "implicit"])
+def test_what_is_not_served_is_refused_with_its_reason(plan_gradient: Any) -> None:
+    with pytest.raises(ValueError, match="_Ones cannot solve this problem: it serves nothing"):
+        _Ones(serves=False, plan_gradient=plan_gradient).solve(random_problem())
+
+
 @pytest.mark.parametrize("shift", [-50.0, 0.0, 50.0])
 def test_plain_numbers_serve_their_whole_range(shift: float) -> None:
     bare = random_problem(3, epsilon=1.0, dtype=torch.float32)
@@ -350,6 +402,9 @@ def test_seen_spread_is_that_of_present_cells(rows: int, columns: int) -> None:
     dirty = problem.scores.clone()
     dirty[0, 5 - rows :], dirty[1, :, 7 - columns :] = 1e3, -1e3
     assert problem.replace(scores=dirty).look_for_spread() == expected
+    nothing = problem.log_mu.new_full(problem.log_mu.shape, -torch.inf)
+    empty = problem.replace(log_mu=nothing, log_nu=torch.full_like(problem.log_nu, -torch.inf))
+    assert empty.look_for_spread() == 0
 
 
 def test_rounding_is_no_wrong_range_or_mass() -> None:
@@ -359,18 +414,37 @@ def test_rounding_is_no_wrong_range_or_mass() -> None:
         with pytest.raises(ValueError, match="scores must lie in their score_range"):
             TransportProblem(wrong * scores, third, third, 0.1, score_range=(-1.0, 1.0))
     TransportProblem(scores, third, third + 1e-4, 0.1, score_range=(-1.0, 1.0))
+    TransportProblem(scores + 9.004, third, third, 0.1, score_range=(0.0, 10.0))
+    with pytest.raises(ValueError, match="scores must lie in their score_range"):
+        TransportProblem(scores + 9.0115, third, third, 0.1, score_range=(0.0, 10.0))
     absent = torch.tensor([0.5, 0.5, 0.0]).log()
     for there in (scores.flip(0) + 5 * torch.eye(3)[2], scores + 5 * torch.eye(3)[2][:, None]):
         masses = (third, absent) if there[0, 2] > 2 else (absent, third)
         TransportProblem(there, *masses, 0.1, score_range=(-1.0, 1.0))
 
 
+def test_a_plan_of_hand_carries_no_gradient_and_a_detached_one_says_so() -> None:
+    problem = random_problem(3)
+    problem = problem.replace(scores=problem.scores.requires_grad_())
+    plan = TorchSinkhorn(5, plan_gradient="implicit").solve(problem)
+    assert plan.differentiable
+    assert plan.plan.requires_grad
+    by_hand = TransportPlan(problem, plan.log_u.detach(), plan.log_v.detach(), plan.iterations)
+    for other in (plan.detach(), by_hand):
+        assert not other.differentiable
+        assert not other.plan.requires_grad
+
+
 def test_any_index_of_the_batch_and_none_of_the_entries() -> None:
     problem = random_problem(3)
     places = torch.tensor([[0, 1], [2, 0]])
     assert torch.equal(problem[places].scores, problem.scores[places])
+    plan = TorchSinkhorn(300, tolerance=1e-8).solve(problem.replace(epsilon=0.5))
+    assert len(set(plan.iterations.tolist())) > 1
+    assert torch.equal(plan[places].iterations, plan.iterations[places])
+    assert torch.equal(plan[1].plan, plan.plan[1])
     assert problem[torch.tensor([True, False, True])].log_mu.shape == (2, 5)
-    for index in (torch.ones(3, 5).bool(), (0, 1)):
+    for index in (torch.ones(3, 5).bool(), (0, 1), None, ...):
         with pytest.raises(TypeError, match="only the batch"):
             problem[index]
     with pytest.raises(TypeError, match="only the batch"):
@@ -512,6 +586,12 @@ class TestProblem:
         logs = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.5, 0.6]).log()
         with pytest.raises(ValueError, match="same total mass, got masses 0.1 apart; divide"):
             TransportProblem(torch.eye(2), *logs, 0.1)
+        batches = (torch.stack([logs[0], log]) for log in logs)
+        with pytest.raises(ValueError, match="same total mass, got masses 0.1 apart; divide"):
+            TransportProblem(torch.eye(2).expand(2, 2, 2), *batches, 0.1)
+        tiny = (torch.tensor([mass, mass]).log() for mass in (1e-9, 2e-9))
+        with pytest.raises(ValueError, match="same total mass, got masses 2e-09 apart; divide"):
+            TransportProblem(torch.eye(2), *tiny, 0.1)
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3e38])
     def test_scores_must_be_finite(self, bad: float) -> None:
@@ -531,8 +611,14 @@ class TestProblem:
         half, third = torch.zeros(2), torch.zeros(3)
         with pytest.raises(ValueError, match=r"log_nu must have shape \(2,\), got \(3,\)"):
             TransportProblem(torch.eye(2), half, third, 0.1)
+        with pytest.raises(ValueError, match=r"log_mu must have shape \(2,\), got \(3,\)"):
+            TransportProblem(torch.eye(2), third, half, 0.1)
         with pytest.raises(ValueError, match="scores must have at least 2 dimensions"):
             TransportProblem(torch.zeros(2), half, half, 0.1)
+        with pytest.raises(TypeError, match=r"log_mu must be a torch\.Tensor"):
+            TransportProblem(torch.eye(2), [0.0, 0.0], half, 0.1)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="log_nu must be on cpu .*got meta"):
+            TransportProblem(torch.eye(2), half, half.to("meta"), 0.1)
 
     @pytest.mark.parametrize("epsilon", [0.0, -0.1, float("nan"), float("inf")])
     def test_epsilon_must_be_positive(self, epsilon: float) -> None:
