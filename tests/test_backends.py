@@ -281,14 +281,28 @@ class TestPlanGradient:
     def test_marginals_have_their_gradient(self, kind) -> None:
         problem = random_problem()
         weights = torch.randn(5, 7, dtype=torch.float64)
-        mu = problem.log_mu.exp().requires_grad_()
+        masses = [log.exp().requires_grad_() for log in (problem.log_mu, problem.log_nu)]
 
-        def read(mu: Tensor) -> Tensor:
-            share = mu / mu.sum()
-            moved = TransportProblem(problem.scores, share.log(), problem.log_nu, 0.3)
+        def read(*masses: Tensor) -> Tensor:
+            logs = ((mass / mass.sum()).log() for mass in masses)
+            moved = TransportProblem(problem.scores, *logs, 0.3)
             return (TorchSinkhorn(400, plan_gradient=kind).solve(moved).plan * weights).sum()
 
-        assert torch.autograd.gradcheck(read, mu)
+        assert torch.autograd.gradcheck(read, masses)
+
+    def test_float32_has_the_gradients_of_float64(self) -> None:
+        problem = random_problem(3, epsilon=0.1)
+        found = []
+        for dtype in (torch.float32, torch.float64):
+            tensors = (t.to(dtype) for t in (problem.scores, problem.log_mu, problem.log_nu))
+            scores, log_mu, log_nu = leaves = [t.clone().requires_grad_() for t in tensors]
+            moved = TransportProblem(scores, log_mu, log_nu, 0.1)
+            plan = TorchSinkhorn(2000, plan_gradient="implicit").solve(moved)
+            gradients = torch.autograd.grad(plan.plan.square().sum(), leaves)
+            assert [gradient.dtype for gradient in gradients] == [dtype] * 3
+            found.append([gradient.double() for gradient in gradients])
+        for rounded, exact in zip(*found, strict=True):
+            assert (rounded - exact).abs().max() < 1e-4 * exact.abs().max()
 
     @pytest.mark.parametrize("kind", ["implicit", "unrolled"])
     @pytest.mark.parametrize("reading", READINGS)
