@@ -127,8 +127,6 @@ def weights_in_best(sums: Sequence[Tensor], smooth: bool) -> tuple[list[Tensor],
 class _LogSumExp(torch.autograd.Function):
     """The logarithm of a sum of exponentials, whose gradient needs nothing but what went in."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(*sums: Tensor) -> Tensor:
         return reduce(torch.logaddexp, sums)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast, final
 
 import torch
@@ -71,14 +71,16 @@ class _AntiDiagonals:
         step = self.captions - 1
         return matrix[k + self.first[k] * step :: max(step, 1)][: self.sizes[k]]
 
-    def predecessors(self, parts: Sequence[Tensor], k: int) -> list[Tensor]:
-        """Of each cell (a, b) with a + b = k: (a-1, b-1), (a-1, b) and (a, b-1), views."""
-        first, size = self.first[k], self.sizes[k]
-        down = parts[k - 1][first - self.first[k - 1] :]
-        views = [down, down[1:]]
-        if k > 1:
-            views.insert(0, parts[k - 2][first - self.first[k - 2] :])
-        return [view[:size] for view in views]
+    def predecessors(self, parts: Sequence[Tensor], k: int) -> Iterator[Tensor]:
+        """Of each cell (a, b) with a + b = k: (a-1, b-1), (a-1, b) and (a, b-1), views.
+
+        A view is made when it is asked for: autograd refuses to change one that was made before
+        another of the same tensor was changed.
+        """
+        for back, step in ((2, 0), (1, 0), (1, 1)):
+            if back <= k:
+                start = self.first[k] - self.first[k - back] + step
+                yield parts[k - back].narrow(0, start, self.sizes[k])
 
     def last(self, clips: Tensor, captions: Tensor) -> Tensor:
         """The row (1, P) of a table where each pair's last cell is."""
@@ -89,8 +91,6 @@ class _AntiDiagonals:
 
 class _Warping(torch.autograd.Function):
     """Distances (P,); the gradient of a cell's cost is how often the paths go through it."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -126,10 +126,12 @@ class _Warping(torch.autograd.Function):
             own = through[k][1:-1]
             diagonals.cells(gradient, k).copy_(own)
             if k:
-                weights, total = weights_in_best(diagonals.predecessors(sums, k), ctx.smoothing > 0)
+                before = list(diagonals.predecessors(sums, k))
+                weights, total = weights_in_best(before, ctx.smoothing > 0)
                 of_one = own / total
-                before = diagonals.predecessors(through, k)
-                for earlier, weight in zip(before, weights, strict=True):
+                for earlier, weight in zip(
+                    diagonals.predecessors(through, k), weights, strict=True
+                ):
                     earlier.addcmul_(of_one, weight)
         return gradient.view(n, m, pairs), None, None, None
 
@@ -141,7 +143,7 @@ def _warp(
     costs, factor = costs.flatten(0, 1), scale(smoothing)
     parts[0][1:-1] = diagonals.cells(costs, 0) * factor
     for k in range(1, diagonals.count):
-        before = best(diagonals.predecessors(parts, k), smoothing > 0)
+        before = best(list(diagonals.predecessors(parts, k)), smoothing > 0)
         parts[k][1:-1] = before.add(diagonals.cells(costs, k), alpha=factor)
 
 
