@@ -98,6 +98,28 @@ def test_module_is_the_function_of_unit_tokens() -> None:
     torch.testing.assert_close(module, soft_maximum(*batch.token_sides_of(video, text), alpha=0.3))
 
 
+@pytest.mark.parametrize("count_padding", [False, True])
+def test_the_function_knows_no_masked_token_and_no_absent_segment(count_padding: bool) -> None:
+    tokens, words = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 5, 4, requires_grad=True)
+    mask = torch.tensor([[[True, True, False], [False, False, False]]])
+    word_mask = torch.tensor([[[True, True, True, True, False], [False] * 5]])
+    found = []
+    for garbage in (0.0, math.nan):
+        given = tokens.masked_fill(~mask[..., None], garbage).requires_grad_()
+        sides = Segments(given, mask), Segments(words, word_mask)
+        scores = soft_maximum(*sides, count_padding=count_padding)
+        assert scores[0, 0, 0, 0] != 0
+        assert not scores[:, :, 1].any()
+        assert not scores[:, :, :, 1].any()
+        found.append((scores, *torch.autograd.grad(scores.sum(), (given, words))))
+    torch.testing.assert_close(*found)
+
+
+def test_the_function_has_second_derivatives() -> None:
+    tokens = [torch.randn(1, 2, t, 3).double().requires_grad_() for t in (2, 3)]
+    assert torch.autograd.gradgradcheck(soft_maximum, tokens)
+
+
 def test_small_alpha_is_the_maximum() -> None:
     batch = make_batch(ragged=True)
     soft = SoftMaximumSimilarity(1e-4, exponential="sum")(*batch.token_sides)
