@@ -107,7 +107,7 @@ def test_the_function_knows_no_masked_token_and_no_absent_segment(count_padding:
     for garbage in (0.0, math.nan):
         given = tokens.masked_fill(~mask[..., None], garbage).requires_grad_()
         sides = Segments(given, mask), Segments(words, word_mask)
-        scores = soft_maximum(*sides, count_padding=count_padding)
+        scores = soft_maximum(*sides, exponential="sum", count_padding=count_padding)
         assert scores[0, 0, 0, 0] != 0
         assert not scores[:, :, 1].any()
         assert not scores[:, :, :, 1].any()
