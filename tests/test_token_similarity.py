@@ -120,6 +120,16 @@ def test_the_function_has_second_derivatives() -> None:
     assert torch.autograd.gradgradcheck(soft_maximum, tokens)
 
 
+def test_equal_maxima_share_their_gradient() -> None:
+    frame = torch.tensor([[[[0.6, 0.8]]]])
+    words = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]], requires_grad=True)
+    score = MaxSimilarity(pooled_weight=0)(frame, words)
+    assert score.item() == pytest.approx(0.6)
+    (gradient,) = torch.autograd.grad(score, words)
+    # Half of the frame's 0.8 for each, and as much as one of two words: the mean of 0.4 and 0.4.
+    torch.testing.assert_close(gradient, torch.tensor([[[[0.0, 0.4], [0.0, 0.4]]]]))
+
+
 def test_small_alpha_is_the_maximum() -> None:
     batch = make_batch(ragged=True)
     soft = SoftMaximumSimilarity(1e-4, exponential="sum")(*batch.token_sides)
