@@ -343,6 +343,8 @@ def test_an_alignment_of_ones_own() -> None:
         """Clip i with caption i, and nothing else."""
 
         def distance(self, costs: Tensor, clips: Tensor, captions: Tensor) -> Tensor:
+            assert clips.min() >= 1  # so that one may look at a pair's last cell
+            assert captions.min() >= 1
             return costs.diagonal().sum(-1)
 
     similarity = torch.rand(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
@@ -356,6 +358,8 @@ def test_an_alignment_of_ones_own() -> None:
         n, m = int(clips[a, b].sum()), int(captions[a, b].sum())
         expected = -(1 - similarity[a, b].diagonal()[: min(n, m)]).sum() / (n + m)
         torch.testing.assert_close(ragged_score[a, b], expected)
+    nothing = torch.zeros(2, 4, dtype=torch.bool)
+    assert not Diagonal()(similarity, nothing, nothing).any()
 
 
 def test_an_alignment_may_learn() -> None:

@@ -136,6 +136,8 @@ def test_logits_are_no_cosines() -> None:
     similarity = cosines(*sides())
     with pytest.raises(ValueError, match=r"must be cosines, .*got 1\d.*divide them by the model's"):
         NortonLoss.from_similarity()(20 * similarity)
+    with pytest.raises(ValueError, match=r"must be cosines, .*got 5"):
+        NortonLoss.from_similarity()(similarity.clamp(max=0) - 4.5)
     with pytest.raises(ValueError, match="must be cosines"):
         NortonLoss.from_similarity().score(20 * similarity)
     free = NortonLoss.from_similarity(cosines=False)

@@ -264,6 +264,18 @@ def test_the_range_of_a_block_is_what_is_known_of_it() -> None:
     stretched = MaxSimilarity(rescale="minmax")
     assert stretched.between(video, text).bounds == (0.0, 1.0)
     assert stretched.between(video, text, (-0.5, 0.5)).bounds is None
+    long = Segments(torch.randn(2, 3, 40, 8))
+    summed = SoftMaximumSimilarity(0.5, exponential="sum", pooled_weight=0)
+    for sides, longest in (((video, long), 40), ((long, text), 40), ((video, text), 4)):
+        assert summed.between(*sides).bounds == summed.bounds(4, longest)
+
+
+def test_stretching_counts_the_cells_of_two_present_segments_alone() -> None:
+    tokens = [torch.rand(1, 3, t, 4) + 0.5 for t in (2, 3)]  # all similarities are well above 0
+    mask = torch.tensor([[True, True, False]])
+    similarity = MaxSimilarity(rescale="minmax")
+    found = similarity(*(Segments(side, mask=mask) for side in tokens))
+    torch.testing.assert_close(found[..., :2, :2], similarity(*(side[:, :2] for side in tokens)))
 
 
 def test_non_contiguous_tokens() -> None:
@@ -277,9 +289,10 @@ def test_non_contiguous_tokens() -> None:
 
 
 class TestMinMax:
-    def test_ends_at_zero_and_one_over_valid_entries(self) -> None:
+    @pytest.mark.parametrize("garbage", [1e6, -1e6, math.nan])
+    def test_ends_at_zero_and_one_over_valid_entries(self, garbage: float) -> None:
         values, mask = torch.randn(4, 5), torch.rand(4, 5) < 0.7
-        values[~mask] = 1e6
+        values[~mask] = garbage
         scaled = minmax(values, mask)
         assert scaled[mask].min() == 0
         assert scaled[mask].max() == 1
@@ -300,7 +313,9 @@ class TestMinMax:
         assert not scaled.any()
         assert flat.grad is not None
         assert not flat.grad.any()
-        assert minmax(torch.tensor([0.5, 0.5 + 64 * eps], dtype=dtype), mask)[1] == 1
+        for size in (0.5, 1e-3, -0.5):  # rounding is as large as the numbers are
+            apart = torch.tensor([size, size + 64 * abs(size) * eps], dtype=dtype)
+            assert minmax(apart, mask)[1] == 1
 
     def test_nothing_valid(self) -> None:
         values = torch.randn(3, requires_grad=True)
