@@ -399,6 +399,34 @@ def test_mistakes_of_masks_and_options_are_named() -> None:
     retrieve("dtw", Segments(tokens, mask=mask), torch.rand(2, 3, 4), progress=False)
 
 
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_a_sequence_that_is_not_finite_is_named(bad: float) -> None:
+    """The first segment of the third of four sequences, behind two of other lengths."""
+    videos = [torch.randn(n, 3, 4) for n in (2, 4, 1, 3)]
+    videos[2][0, 1, 2] = bad
+    with pytest.raises(ValueError, match=r"videos\[2\] must be finite"):
+        retrieve("dtw", videos, videos[:1], truth=torch.zeros(4).long())
+
+
+def test_masked_tokens_may_hold_anything() -> None:
+    tokens = torch.randn(2, 3, 4, 5)
+    mask = torch.rand(2, 3, 4) < 0.5
+    mask[..., 0] = True
+    loss = NortonLoss()
+    clean = retrieve(loss, Segments(tokens, mask), tokens)
+    dirty = retrieve(loss, Segments(tokens.masked_fill(~mask[..., None], math.inf), mask), tokens)
+    assert torch.equal(dirty.scores, clean.scores)
+
+
+@pytest.mark.parametrize(("empty", "shown"), [(3, r"videos\[2\]; leave"), (4, r", \.\.\.; leave")])
+def test_three_empty_sequences_are_named_and_more_are_counted(empty: int, shown: str) -> None:
+    mask = torch.ones(5, 2, dtype=torch.bool)
+    mask[:empty] = False
+    videos = Segments(torch.randn(5, 2, 1, 4), mask=mask)
+    with pytest.raises(ValueError, match=rf"got none in {empty} of 5: .*{shown}"):
+        retrieve("dtw", videos, videos)
+
+
 def test_a_measure_that_yields_nan_is_told() -> None:
     def broken(similarity: Tensor, clip_mask: Tensor, caption_mask: Tensor) -> Tensor:
         return similarity.sum((-2, -1)) * math.nan
