@@ -18,6 +18,7 @@ from norton_losses import (
     NortonVideoParagraphLoss,
     OrderedAlignment,
     PromptBucket,
+    SimilarityBlock,
     TransportMeasure,
 )
 from norton_losses.functional import (
@@ -338,6 +339,47 @@ def test_a_gradient_to_be_differentiated_is_the_gradient(kind: type, smoothing: 
         torch.testing.assert_close(gradient, expected)
 
 
+@both
+@hard_and_soft
+def test_the_least_distances_may_be_mapped(kind: type, smoothing: float) -> None:
+    costs = torch.rand(2, 3, 4, 5)
+    clips, captions = torch.tensor([3, 2, 1, 3, 3]), torch.tensor([4, 1, 4, 2, 3])
+    distance = kind(smoothing).distance
+    mapped = torch.func.vmap(lambda c: distance(c, clips, captions))(costs)
+    torch.testing.assert_close(mapped, torch.stack([distance(c, clips, captions) for c in costs]))
+
+
+@both
+@hard_and_soft
+@pytest.mark.parametrize("filtered", [False, True])
+def test_an_absent_side_scores_zero_before_it_is_checked(
+    kind: type, smoothing: float, filtered: bool
+) -> None:
+    measure = BackgroundFiltered(kind(smoothing)) if filtered else kind(smoothing)
+    there = torch.tensor([[True] * 3, [False] * 3])
+    score = measure.evaluate(SimilarityBlock(torch.rand(2, 2, 3, 3), there, there)).score
+    assert score[0, 0] != 0
+    assert not score[1].any()
+    assert not score[:, 1].any()
+
+
+@both
+@hard_and_soft
+def test_the_layout_of_a_similarity_changes_nothing(kind: type, smoothing: float) -> None:
+    similarity, clips, captions = ragged(3, 3)
+    turned = similarity.transpose(0, 3).contiguous().transpose(0, 3)
+    widened = similarity[:, :1].expand_as(similarity)
+    for given in (turned, widened):
+        assert not given.is_contiguous()
+        plain = given.contiguous()
+        found = []
+        for values in (given, plain):
+            leaf = values.detach().requires_grad_()
+            score = kind(smoothing)(leaf, clips, captions)
+            found.append((score, *torch.autograd.grad(score.sum(), leaf)))
+        torch.testing.assert_close(*found)
+
+
 def test_an_alignment_of_ones_own() -> None:
     class Diagonal(AbstractAlignment):
         """Clip i with caption i, and nothing else."""
@@ -416,7 +458,10 @@ def test_smoothing_at_its_limits_is_finite(kind: type, smoothing: float) -> None
     assert similarity.grad is not None
     assert similarity.grad.isfinite().all()
     if smoothing < 1:
-        torch.testing.assert_close(score, kind()(similarity))
+        torch.testing.assert_close(score, kind()(similarity), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        score.double(), kind(smoothing)(similarity.double()), rtol=1e-4, atol=0
+    )
 
 
 def test_background_is_what_fits_no_caption() -> None:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
 
-from norton_losses import NortonLoss
+from norton_losses import (
+    DynamicTimeWarping,
+    NortonLoss,
+    NortonVideoParagraphLoss,
+    OrderedAlignment,
+)
 from tests.batches import Batch, make_batch
 
 pytestmark = pytest.mark.gpu
 
 PRESETS = [NortonLoss, NortonLoss.released, NortonLoss.paper]
+ALIGNMENTS = [
+    partial(NortonVideoParagraphLoss, measure=kind(smoothing))
+    for kind in (DynamicTimeWarping, OrderedAlignment)
+    for smoothing in (0.0, 0.1)
+]
 
 
 def on_cuda(batch: Batch) -> Batch:
@@ -40,7 +51,7 @@ def test_values_and_gradients_are_those_of_the_cpu(make) -> None:
         torch.testing.assert_close(ours.cpu(), theirs)
 
 
-@pytest.mark.parametrize("make", PRESETS)
+@pytest.mark.parametrize("make", [*PRESETS, *ALIGNMENTS])
 def test_a_training_step_never_waits_for_the_gpu(make, no_sync: None) -> None:
     batch = on_cuda(make_batch(ragged=True, dtype=torch.float32)).leaves()
     make().cuda()(*batch.sides).backward()

@@ -37,7 +37,9 @@ class AbstractAlignment(AbstractSequenceMeasure):
     def __init__(self, smoothing: float = 0.0) -> None:
         super().__init__()
         check_not_negative("smoothing", smoothing)
-        if smoothing and not 1e-12 <= smoothing <= 1e12:  # costs over it must not overflow
+        if (
+            smoothing and not 1e-12 <= smoothing <= 1e12
+        ):  # costs over it must neither overflow nor vanish
             raise ValueError(
                 f"smoothing must be 0 or lie between 1e-12 and 1e12, got {smoothing}; 0 is the "
                 "minimum itself"
@@ -84,15 +86,15 @@ class AbstractAlignment(AbstractSequenceMeasure):
         return f"smoothing={self.smoothing}"
 
 
-def scale(smoothing: float) -> float:
-    """What costs are multiplied by, so that least distances become largest sums for :func:`best`.
+def cost_factor(smoothing: float) -> float:
+    """What costs are multiplied by, so that :func:`largest_sum` finds the least distances.
 
     With smoothing g that is -1 / g: the minimum ``-g log sum exp(-D / g)`` is a log-sum-exp.
     """
     return -1 / smoothing if smoothing > 0 else -1.0
 
 
-def best(sums: Sequence[Tensor], smooth: bool) -> Tensor:
+def largest_sum(sums: Sequence[Tensor], smooth: bool) -> Tensor:
     """The maximum, or its smooth form ``log sum exp``; one of -inf takes no part.
 
     At a tie the gradient follows the sum named first, so that a path stays a path.
@@ -108,8 +110,11 @@ def best(sums: Sequence[Tensor], smooth: bool) -> Tensor:
     return largest
 
 
-def weights_in_best(sums: Sequence[Tensor], smooth: bool) -> tuple[list[Tensor], Tensor]:
-    """The gradient of :func:`best` by each sum, times a total; and the total."""
+def weights_in_largest(sums: Sequence[Tensor], smooth: bool) -> tuple[list[Tensor], Tensor]:
+    """The gradient of :func:`largest_sum` by each sum, times a total; and the total.
+
+    Apart, since who goes on with the gradient divides it once, and not each of the weights.
+    """
     largest = reduce(torch.maximum, sums).detach()
     if smooth:
         # By the rounded result the shares would not sum to 1; over a path such errors multiply.
@@ -127,6 +132,8 @@ def weights_in_best(sums: Sequence[Tensor], smooth: bool) -> tuple[list[Tensor],
 class _LogSumExp(torch.autograd.Function):
     """The logarithm of a sum of exponentials, whose gradient needs nothing but what went in."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(*sums: Tensor) -> Tensor:
         return reduce(torch.logaddexp, sums)
@@ -137,7 +144,7 @@ class _LogSumExp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, ...]:
-        weights, total = weights_in_best(ctx.saved_tensors, smooth=True)
+        weights, total = weights_in_largest(ctx.saved_tensors, smooth=True)
         of_one = grad_outputs[0] / total
         return tuple(of_one * weight for weight in weights)
 

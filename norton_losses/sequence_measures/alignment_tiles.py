@@ -38,10 +38,12 @@ class _Tile:
 
     def taken(self, blocks: Tensor) -> Tensor:
         """The similarities (bv, bt, clips, captions) of its pairs, of all (Bv, Bt, N, M)."""
+        inside = ..., slice(self.clips), slice(self.captions)  # nothing valid lies beyond
+        if not blocks.is_contiguous():  # to flatten them would copy all
+            return blocks[inside][self.pairs]
         # Whole blocks by one index are copied faster than their parts by two.
         taken = blocks.flatten(0, 1).index_select(0, self._index(blocks))
-        taken = taken.view(len(self.videos), len(self.paragraphs), *blocks.shape[2:])
-        return taken[..., : self.clips, : self.captions]  # nothing valid lies beyond
+        return taken.view(len(self.videos), len(self.paragraphs), *blocks.shape[2:])[inside]
 
     def put(self, part: Tensor, blocks: Tensor) -> None:
         """The reverse of :meth:`taken`, with 0 beyond."""
@@ -81,7 +83,6 @@ class Tiles:
 
     def scores(self, similarity: Tensor) -> Tensor:
         """Scores (Bv, Bt) of all pairs."""
-        similarity = similarity.contiguous()  # once, where flattening would be for each tile
         scores = similarity.new_zeros(similarity.shape[:2])
         for tile in self:
             scores[tile.pairs] = self.scores_of(tile.taken(similarity), tile)
@@ -89,7 +90,6 @@ class Tiles:
 
     def gradient(self, similarity: Tensor, of_scores: Tensor) -> Tensor:
         """Gradient by the similarity, from that by the scores (Bv, Bt), costs computed again."""
-        similarity = similarity.contiguous()
         gradient = similarity.new_empty(similarity.shape)
         twice = torch.is_grad_enabled()  # the gradient is to be differentiated in its turn
         for tile in self:
@@ -115,9 +115,10 @@ class Tiles:
         costs = (1 - block).flatten(2).flatten(0, 1).T.contiguous()  # (n * m, P)
         costs = costs.view(tile.clips, tile.captions, -1)
         costs = torch.where((rows >= n) | (columns >= m), 0, costs)
-        n, m = n.clamp(min=1), m.clamp(min=1)  # what an absent side has is one match at no cost
+        absent = (n == 0) | (m == 0)
+        n, m = n.clamp(min=1), m.clamp(min=1)
         scores = 0 - self.distance(costs, n, m) / (n + m)  # 0 - 0 is 0, and -0 is -0
-        return scores.view(block.shape[:2])
+        return scores.masked_fill(absent, 0).view(block.shape[:2])
 
 
 def _order(mask: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from norton_losses.sequence_measures.alignment import (
     AbstractAlignment,
-    best,
-    scale,
-    weights_in_best,
+    cost_factor,
+    largest_sum,
+    weights_in_largest,
 )
 from norton_losses.sequence_measures.alignment_operator import MEASURES
 
@@ -57,7 +57,7 @@ class _AntiDiagonals:
     """
 
     def __init__(self, clips: int, captions: int) -> None:
-        self.captions, self.count = captions, clips + captions - 1
+        self.clips, self.captions, self.count = clips, captions, clips + captions - 1
         self.first = [max(k - captions + 1, 0) for k in range(self.count)]  # its least clip
         self.sizes = [min(k, clips - 1) - self.first[k] + 1 for k in range(self.count)]
         self.rows = [size + 2 for size in self.sizes]
@@ -84,13 +84,20 @@ class _AntiDiagonals:
 
     def last(self, clips: Tensor, captions: Tensor) -> Tensor:
         """The row (1, P) of a table where each pair's last cell is."""
-        rows = torch.tensor(self.rows, device=clips.device)
-        first = torch.tensor(self.first, device=clips.device)
+        # Computed there, since lists that are copied to a GPU make the host wait.
+        k = torch.arange(self.count, device=clips.device)
+        first = (k - self.captions + 1).clamp(min=0)
+        rows = k.clamp(max=self.clips - 1) - first + 3
         return ((rows.cumsum(0) - rows - first)[clips + captions - 2] + clips)[None]
 
 
 class _Warping(torch.autograd.Function):
-    """Distances (P,); the gradient of a cell's cost is how often the paths go through it."""
+    """Distances (P,); the gradient of a cell's cost is how often the paths go through it.
+
+    The table of best sums is given out as well, to be kept for the way back.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -100,7 +107,7 @@ class _Warping(torch.autograd.Function):
         diagonals = _AntiDiagonals(n, m)
         table = costs.new_full((sum(diagonals.rows), pairs), -torch.inf)
         _warp(costs, diagonals.parts(table), diagonals, smoothing)
-        return table.gather(0, diagonals.last(clips, captions))[0] / scale(smoothing), table
+        return table.gather(0, diagonals.last(clips, captions))[0] / cost_factor(smoothing), table
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -118,16 +125,17 @@ class _Warping(torch.autograd.Function):
         sums, through = diagonals.parts(table), diagonals.parts(start)
         if torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
             # In memory of their own, or a change of one would count as a change of all.
-            sums = [torch.full_like(part, -torch.inf) for part in sums]
             through = [part.clone() for part in through]
-            _warp(costs, sums, diagonals, ctx.smoothing)
+            if ctx.smoothing > 0:  # else the weights are constants
+                sums = [torch.full_like(part, -torch.inf) for part in sums]
+                _warp(costs, sums, diagonals, ctx.smoothing)
         gradient = start.new_empty((n * m, pairs))
         for k in reversed(range(diagonals.count)):
             own = through[k][1:-1]
             diagonals.cells(gradient, k).copy_(own)
             if k:
                 before = list(diagonals.predecessors(sums, k))
-                weights, total = weights_in_best(before, ctx.smoothing > 0)
+                weights, total = weights_in_largest(before, ctx.smoothing > 0)
                 of_one = own / total
                 for earlier, weight in zip(
                     diagonals.predecessors(through, k), weights, strict=True
@@ -140,10 +148,10 @@ def _warp(
     costs: Tensor, parts: Sequence[Tensor], diagonals: _AntiDiagonals, smoothing: float
 ) -> None:
     """Fill in the best sums of each anti-diagonal; the frames of -inf stay: outside is no way."""
-    costs, factor = costs.flatten(0, 1), scale(smoothing)
+    costs, factor = costs.flatten(0, 1), cost_factor(smoothing)
     parts[0][1:-1] = diagonals.cells(costs, 0) * factor
     for k in range(1, diagonals.count):
-        before = best(list(diagonals.predecessors(parts, k)), smoothing > 0)
+        before = largest_sum(list(diagonals.predecessors(parts, k)), smoothing > 0)
         parts[k][1:-1] = before.add(diagonals.cells(costs, k), alpha=factor)
 
 

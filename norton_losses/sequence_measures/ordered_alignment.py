@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from norton_losses.sequence_measures.alignment import AbstractAlignment, best, scale
+from norton_losses.sequence_measures.alignment import AbstractAlignment, cost_factor, largest_sum
 from norton_losses.sequence_measures.alignment_operator import MEASURES
 
 
@@ -47,7 +47,7 @@ class OrderedAlignment(AbstractAlignment):
     """
 
     def distance(self, costs: Tensor, clips: Tensor, captions: Tensor) -> Tensor:
-        factor = scale(self.smoothing)
+        factor = cost_factor(self.smoothing)
         scaled, smooth = costs * factor, self.smoothing > 0
         captions_in_clips = _one_way(scaled, clips, captions, smooth)
         turned = scaled.transpose(0, 1)
@@ -69,16 +69,16 @@ def _one_way(scaled: Tensor, clips: Tensor, captions: Tensor, smooth: bool) -> T
     entry, *entries = of_first.unbind()
     first = [entry]
     for cell in entries:
-        first.append(cell + best((free, first[-1], free), smooth))
+        first.append(cell + largest_sum((free, first[-1], free), smooth))
     column = last = torch.stack(first)  # (N, P)
     for b, cells in enumerate(of_others, 1):
         diagonal = torch.cat([outside, column[:-1]])  # D[a-1, b-1]
-        column = cells + best((diagonal, column), smooth)
+        column = cells + largest_sum((diagonal, column), smooth)
         last = torch.where(captions > b, column, last)
 
     left = sums = last[0]
     for a in range(1, n):
-        left = best((last[a - 1], left, last[a]), smooth)
+        left = largest_sum((last[a - 1], left, last[a]), smooth)
         sums = torch.where(clips > a, left, sums)
     return sums
 
