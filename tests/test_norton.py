@@ -83,10 +83,31 @@ def test_logit_scale_is_for_the_clip_caption_term() -> None:
         NortonLoss()(*batch.tokens, logit_scale=20.0)
 
 
+@pytest.mark.parametrize("without", [(0,), (1,), (0, 1)])
+def test_a_scale_goes_to_the_terms_that_have_no_temperature(without: tuple[int, ...]) -> None:
+    batch = make_batch()
+    bare = NortonVideoParagraphLoss(temperature=None), ClipCaptionOTLoss(temperature=None)
+    loss = NortonLoss(*(term if place in without else None for place, term in enumerate(bare)))  # type: ignore[arg-type]
+    free = NortonLoss(*bare).explain(*batch.tokens)
+    out = loss.explain(*batch.tokens, logit_scale=20.0)
+    for term, scaled, plain in (
+        (loss.video_paragraph, out.video_paragraph, free.video_paragraph),
+        (loss.clip_caption, out.clip_caption, free.clip_caption),
+    ):
+        scale = 20.0 if term.temperature is None else 1 / term.temperature().item()
+        torch.testing.assert_close(scaled.logits, scale * plain.logits)
+
+
 def test_score_is_the_video_paragraph_terms() -> None:
     batch = make_batch()
     loss = NortonLoss()
     assert torch.equal(loss.score(*batch.tokens), loss.video_paragraph.score(*batch.tokens))
+    stretched = NortonLoss.released()
+    known = {"similarity_range": (-0.5, 0.5), "bucket_value": 0.2}
+    score = stretched.score(*batch.tokens, **known)
+    assert torch.equal(score, stretched.video_paragraph.score(*batch.tokens, **known))
+    with pytest.raises(ValueError, match="pass similarity_range"):
+        stretched.score(*batch.tokens, bucket_value=0.2)
 
 
 def test_embeddings_go_to_both_terms() -> None:
@@ -134,6 +155,7 @@ class TestPresets:
         assert isinstance(measure, TransportMeasure)
         assert (similarity.alpha, similarity.pooled_weight, similarity.rescale) == (1.0, 0.0, None)
         assert not similarity.count_padding
+        assert similarity.exponential == "sum"
         assert (measure.epsilon, measure.conserve_mass) == (0.1, False)
         assert not loss.clip_caption.normalize
         for term in (loss.video_paragraph, loss.clip_caption):
@@ -142,6 +164,13 @@ class TestPresets:
         assert loss.video_paragraph.scale_by_length
         assert len(list(loss.parameters())) == 2
         assert loss.weight == 0.1
+
+    @pytest.mark.parametrize("preset", [NortonLoss.released, NortonLoss.paper])
+    def test_both_transports_have_their_iterations_and_the_loss_its_group(self, preset) -> None:
+        loss = preset(iterations=7, process_group="world")
+        assert loss.process_group == "world"
+        assert loss.video_paragraph.measure.sinkhorn.iterations == 7
+        assert loss.clip_caption.sinkhorn.iterations == 7
 
     def test_default(self) -> None:
         loss = NortonLoss()

@@ -98,6 +98,7 @@ def test_states_are_exchanged_and_temperatures_train() -> None:
     assert loss.clip_caption.temperature is not None
     assert loss.clip_caption.temperature().item() == pytest.approx(0.2)
     loss(cosines(*sides())).backward()
+    assert not loss.explain(cosines(*sides())).clip_caption.temperature.requires_grad
     (trained,) = (p for p in loss.parameters() if p.requires_grad)
     assert trained.grad is not None
     assert trained.grad.abs() > 0

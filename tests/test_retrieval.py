@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -397,6 +398,14 @@ def test_mistakes_of_masks_and_options_are_named() -> None:
         retrieve("dtw", tokens, tokens[:1], truth=[0, 0], progress=False)
     mask = ~tokens.isnan().any(-1)
     retrieve("dtw", Segments(tokens, mask=mask), torch.rand(2, 3, 4), progress=False)
+
+
+def test_the_time_is_that_of_the_scoring() -> None:
+    start = time.perf_counter()
+    found = retrieve("dtw", VIDEOS, VIDEOS)
+    assert 0 < found.seconds <= time.perf_counter() - start
+    with pytest.raises(TypeError, match="process_group must"):
+        retrieve("dtw", VIDEOS, VIDEOS, process_group=2)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
