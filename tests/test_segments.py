@@ -76,6 +76,25 @@ class TestConstruction:
             expected = valid.mean(0) if len(valid) else torch.zeros(6, dtype=found.dtype)
             torch.testing.assert_close(found[b, n], expected)
 
+    def test_zeroed_of_whatever_is_masked(self) -> None:
+        tokens, embeddings = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 6)
+        mask = torch.tensor([[True, True, False], [True, False, False]])
+        token_mask = (torch.rand(2, 3, 4) < 0.5) & mask[..., None]
+        token_mask[..., 0] = mask
+        clean = Segments(
+            tokens.masked_fill(~token_mask[..., None], math.nan),
+            token_mask,
+            embeddings=embeddings.masked_fill(~mask[..., None], math.inf),
+        ).zeroed()
+        assert torch.equal(clean.tokens, tokens.masked_fill(~token_mask[..., None], 0))
+        assert torch.equal(clean.embeddings, embeddings.masked_fill(~mask[..., None], 0))
+        assert torch.equal(clean.mask, mask)
+
+    def test_all_parts_are_on_one_device(self) -> None:
+        tokens = torch.randn(2, 3, 5)
+        with pytest.raises(ValueError, match="embeddings must be on cpu"):
+            Segments(tokens, embeddings=torch.randn(2, 3, 4, device="meta"))
+
     def test_it_says_what_it_is(self) -> None:
         assert "B=2, N=3, T=4, D=6" in repr(Segments(torch.randn(2, 3, 4, 6)))
 
