@@ -130,6 +130,22 @@ def test_alignment_recall_is_a_plain_loop() -> None:
     assert alignment_recall(similarity, start, end, alignable) == np.mean(hits)
 
 
+def test_windows_of_captions_one_by_one() -> None:
+    similarity = [[0.9, 0.1, 0.2], [0.2, 0.3, 0.2], [0.1, 0.8, 0.1]]
+    assert alignment_recall(similarity, [0.0, 2.0, 0.0], [0.0, 2.0, 1.0]) == 1.0
+    assert alignment_recall(similarity, [1.0, 0.0, 2.0], [2.0, 1.0, 2.0]) == 0.0
+    for start, end in (([0.0, 2.0, 0.0], [0.0, 1.0, 1.0]), ([1.0, 2.0, 0.0], [1.0, 1.0, 0.0])):
+        with pytest.raises(ValueError, match=r"that of caption 1 is \[2.0, 1.0\]"):
+            alignment_recall(similarity, start, end)
+
+
+def test_equal_scores_count_half() -> None:
+    assert alignability_auc([0.5, 0.5, 0.2], [True, False, False]) == 0.75
+    for labels in ([True] * 3, [False] * 3):
+        with pytest.raises(ValueError, match="some captions and not others"):
+            alignability_auc([0.5, 0.5, 0.2], labels)
+
+
 def test_auc_is_the_chance_of_the_right_order() -> None:
     scores, labels = RNG.integers(0, 6, 40) / 5, RNG.random(40) < 0.4
     pairs = [(a > b) + (a == b) / 2 for a in scores[labels] for b in scores[~labels]]

@@ -180,3 +180,28 @@ def test_results_and_temperatures_without_a_value_are_printed() -> None:
         out = loss.explain(torch.randn(2, 3, 4, 8), torch.randn(2, 3, 5, 8))
     assert repr(out) == "NortonOutput(loss=no value)"
     assert "log_scale=no value" in repr(loss)
+
+
+def test_extremes_and_counts_are_of_what_is_present() -> None:
+    """All similarities are well above 0, which is what stands where something is absent."""
+    video, text = (torch.rand(3, 2, t, 8) + 0.5 for t in (4, 5))
+    present = torch.tensor([[True, True], [True, False], [False, False]])
+    out = NortonLoss().explain(Segments(video, mask=present), text)
+    assert out.video_paragraph.diagnostics()["videos"] == 2
+    assert out.video_paragraph.diagnostics()["similarity_min"] > 0.5
+    assert out.clip_caption.diagnostics()["logit_min"] > 0.5
+    mirrored = NortonLoss().explain(Segments(-video, mask=present), text)
+    assert mirrored.video_paragraph.diagnostics()["similarity_max"] < -0.5
+    assert mirrored.clip_caption.diagnostics()["logit_max"] < -0.5
+
+
+def test_what_explains_carries_no_gradient() -> None:
+    leaves = [torch.randn(2, 3, 4, 8, requires_grad=True) for _ in range(2)]
+    aligned = NortonVideoParagraphLoss(measure=DynamicTimeWarping(0.1)).explain(*leaves)
+    assert aligned.alignment is not None
+    assert not aligned.alignment.requires_grad
+    bucket = PromptBucket(learnable=True)
+    measure = TransportMeasure(bucket=bucket, objective="entropic")
+    with_bucket = NortonVideoParagraphLoss(measure=measure).explain(*leaves)
+    assert with_bucket.bucket_value is not None
+    assert not with_bucket.bucket_value.requires_grad
