@@ -387,6 +387,23 @@ class TestMistakesThatPeopleMade:
                 step()
 
 
+@pytest.mark.parametrize(
+    ("shape", "other", "told"),
+    [
+        ((2, 3, 4, 5), (3, 2, 6, 5), True),
+        ((2, 3, 4, 5), (3, 7, 6, 5), True),  # the text may have been cut or padded since
+        ((7, 3, 4, 5), (2, 7, 6, 5), True),
+        ((2, 3, 4, 5), (4, 3, 6, 5), False),
+    ],
+)
+def test_segments_before_the_batch_are_told(
+    shape: tuple[int, ...], other: tuple[int, ...], told: bool
+) -> None:
+    with pytest.raises(ValueError, match="video and text must hold as many sequences") as raised:
+        NortonLoss()(torch.randn(shape), torch.randn(other))
+    assert (".transpose(0, 1)" in str(raised.value)) == told
+
+
 def test_counts_may_be_of_numpy() -> None:
     assert TorchSinkhorn(np.int64(5)).iterations == 5  # type: ignore[arg-type]
     with pytest.raises(

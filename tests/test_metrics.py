@@ -139,6 +139,11 @@ def test_windows_of_captions_one_by_one() -> None:
             alignment_recall(similarity, start, end)
 
 
+def test_each_window_starts_within_the_video() -> None:
+    with pytest.raises(ValueError, match="0 or above, got -1"):
+        average_windows(np.ones((2, 2, 3)), starts=[0, -1], length=2)
+
+
 def test_equal_scores_count_half() -> None:
     assert alignability_auc([0.5, 0.5, 0.2], [True, False, False]) == 0.75
     for labels in ([True] * 3, [False] * 3):
