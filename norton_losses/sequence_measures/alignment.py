@@ -37,9 +37,8 @@ class AbstractAlignment(AbstractSequenceMeasure):
     def __init__(self, smoothing: float = 0.0) -> None:
         super().__init__()
         check_not_negative("smoothing", smoothing)
-        if (
-            smoothing and not 1e-12 <= smoothing <= 1e12
-        ):  # costs over it must neither overflow nor vanish
+        # Costs over it must neither overflow nor vanish.
+        if smoothing and not 1e-12 <= smoothing <= 1e12:
             raise ValueError(
                 f"smoothing must be 0 or lie between 1e-12 and 1e12, got {smoothing}; 0 is the "
                 "minimum itself"
@@ -48,7 +47,10 @@ class AbstractAlignment(AbstractSequenceMeasure):
 
     @abstractmethod
     def distance(self, costs: Tensor, clips: Tensor, captions: Tensor) -> Tensor:
-        """Distances (P,) of P pairs, from costs (N, M, P), of which a pair has clips x captions."""
+        """Distances (P,) of P pairs, from costs (N, M, P), of which a pair has clips x captions.
+
+        Both numbers (P,) are 1 at least, and costs beyond them 0.
+        """
 
     def evaluate(self, block: SimilarityBlock) -> MeasureOutput:
         if is_traced(block.raw) and MEASURES.get(type(self).__name__) is type(self):

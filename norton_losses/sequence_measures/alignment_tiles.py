@@ -49,7 +49,7 @@ class _Tile:
         """The reverse of :meth:`taken`, with 0 beyond."""
         *_, n, m = blocks.shape
         whole = pad(part, (0, m - self.captions, 0, n - self.clips))
-        blocks.flatten(0, 1).index_copy_(0, self._index(blocks), whole.flatten(0, 1))
+        blocks.view(-1, n, m).index_copy_(0, self._index(blocks), whole.flatten(0, 1))
 
     def _index(self, blocks: Tensor) -> Tensor:
         return (self.videos[:, None] * blocks.shape[1] + self.paragraphs).flatten()
